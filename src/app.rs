@@ -1,0 +1,281 @@
+//! The composition root: builds the layers bottom-up, starts them, and stops them in reverse.
+//!
+//! The only file that names all layers. It decides nothing: it turns configuration into each layer's options.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use std::time::Instant;
+
+use anyhow::Context as _;
+use tokio::signal::unix::SignalKind;
+use tokio::signal::unix::signal;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::admin;
+use crate::admin::Admin;
+use crate::admin::Readiness;
+use crate::config;
+use crate::config::AbandonPolicy;
+use crate::config::Config;
+use crate::config::RegistryConfig;
+use crate::config::SizeOrPercent;
+use crate::metrics::Metrics;
+use crate::pull;
+use crate::pull::FillPolicy;
+use crate::pull::Policy;
+use crate::pull::Puller;
+use crate::registry;
+use crate::registry::InvalidOptions;
+use crate::registry::RoutingTable;
+use crate::registry::Service;
+use crate::serve;
+use crate::serve::Listeners;
+use crate::store;
+use crate::store::Amount;
+use crate::store::Store;
+use crate::telemetry::Telemetry;
+use crate::upstream;
+use crate::upstream::SetupError;
+use crate::upstream::Upstream;
+
+/// Longest wait for the downloads in progress to stop, and for the store to close after that: each keeps what it has
+/// when it is cut short.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Finds what the layers would refuse, without binding, opening or asking anything.
+pub fn check(config: &Config) -> Result<(), config::Error> {
+    build(config, &Metrics::disabled()).map(|_| ())
+}
+
+/// What is made of the configuration alone.
+fn build(config: &Config, metrics: &Metrics) -> Result<(RoutingTable, Upstream), config::Error> {
+    let table = RoutingTable::new(registry_options(config)).map_err(|error| names_refused(&error))?;
+    let upstream = Upstream::new(upstream_options(config), metrics.clone());
+    Ok((table, upstream.map_err(|error| upstream_refused(config, &error))?))
+}
+
+/// Runs the proxy until it is told to stop by SIGTERM or SIGINT; told again, it calls `end_at_once`.
+pub async fn run(config: Config, telemetry: &Telemetry, end_at_once: fn() -> !) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let stop = stop_signal(end_at_once)?;
+    let metrics = Metrics::new(&telemetry.meter());
+    let readiness = Readiness::new();
+    let prometheus = telemetry.prometheus();
+
+    let (table, upstream) = build(&config, &metrics)?;
+    for known in config.registries.iter().filter(|known| known.drops_credentials) {
+        let registry = &known.registry;
+        tracing::warn!(%registry, "--upstream names another origin: the configured credentials are not used");
+    }
+    // Ports before data: a second forebay should say that its port is in use before it touches anything.
+    let listeners = Listeners::bind(&serve_options(&config)).await?;
+    let admin = Admin::bind(admin::Options { listen: config.admin.listen })?;
+    let store = store_options(&config);
+    let store = tokio::task::block_in_place(|| Store::open(&store, metrics.clone()))?;
+    let puller = Puller::new(pull_options(&config), store.clone(), upstream, metrics.clone());
+    let service = Service::new(table, puller.clone(), metrics);
+
+    for address in listeners.addresses() {
+        tracing::info!(listener = "registry", %address, "listening");
+    }
+    let admin_stop = CancellationToken::new();
+    let admin_thread = admin
+        .spawn(readiness.clone(), Arc::new(move || prometheus.text()), admin_stop.clone())
+        .context("cannot start the admin port")?;
+    readiness.set_ready();
+    tracing::info!(startup_ms = started.elapsed().as_millis(), version = env!("CARGO_PKG_VERSION"), "ready");
+
+    let not_ready = readiness.clone();
+    tokio::spawn({
+        let stop = stop.clone();
+        async move {
+            stop.cancelled().await;
+            not_ready.set_not_ready("stopping");
+            tracing::info!("stopping: answers in flight may finish");
+        }
+    });
+    let handler = move |request| {
+        let service = service.clone();
+        async move { service.handle(request).await }
+    };
+    listeners.run(handler, stop).await;
+    if timeout(STOP_TIMEOUT, puller.stop()).await.is_err() {
+        tracing::warn!(seconds = STOP_TIMEOUT.as_secs(), "downloads did not stop in time");
+    }
+    if timeout(STOP_TIMEOUT, store.close()).await.is_err() {
+        tracing::warn!(seconds = STOP_TIMEOUT.as_secs(), "the store did not close in time");
+    }
+    admin_stop.cancel();
+    let _ = tokio::task::spawn_blocking(move || admin_thread.join()).await;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// A token that the first SIGTERM or SIGINT cancels. The second calls `end_at_once`: what is on disk is whole at
+/// any moment.
+fn stop_signal(end_at_once: fn() -> !) -> anyhow::Result<CancellationToken> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    let token = CancellationToken::new();
+    let stop = token.clone();
+    tokio::spawn(async move {
+        let mut next = async || {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        next().await;
+        stop.cancel();
+        next().await;
+        tracing::warn!("a second signal: ending at once");
+        end_at_once();
+    });
+    Ok(token)
+}
+
+// === Refusals ===
+
+fn names_refused(error: &InvalidOptions) -> config::Error {
+    let key = match error {
+        InvalidOptions::Clash { second, .. } => format!("registry[{second}]"),
+        InvalidOptions::Alias { registry, .. } => format!("registry[{registry}].aliases"),
+        InvalidOptions::VirtualHost { registry, .. } => format!("registry[{registry}].virtual_hosts"),
+        InvalidOptions::Default(_) => "server.default_registry".to_owned(),
+    };
+    config::Error::Refused { key, problem: error.to_string() }
+}
+
+fn upstream_refused(config: &Config, error: &SetupError) -> config::Error {
+    let key = match error {
+        SetupError::NoEndpoint { registry } | SetupError::BadEndpoint { registry } => {
+            format!("registry[{registry}].endpoints")
+        }
+        SetupError::Duplicate { registry } => format!("registry[{registry}].host"),
+        SetupError::BadCredentials { registry } => format!("registry[{registry}].username"),
+        SetupError::BadCa { registry, .. } => {
+            let file = config.registries.iter().find(|known| known.registry == *registry);
+            let file = file.and_then(|known| known.ca_file.as_deref()).unwrap_or(Path::new(""));
+            format!("registry[{registry}].ca_file = {file:?}")
+        }
+        SetupError::Client { .. } => "registry".to_owned(),
+    };
+    config::Error::Refused { key, problem: error.to_string() }
+}
+
+// === Options ===
+
+fn serve_options(config: &Config) -> serve::Options {
+    serve::Options {
+        listen: config.server.listen.clone(),
+        max_connections: config.server.max_connections,
+        header_timeout: config.server.header_timeout,
+        shutdown_grace: config.server.shutdown_grace,
+    }
+}
+
+fn store_options(config: &Config) -> store::Options {
+    let amount = |size: SizeOrPercent| match size {
+        SizeOrPercent::Size(size) => Amount::Bytes(size.bytes()),
+        SizeOrPercent::Percent(percent) => Amount::Percent(percent),
+    };
+    store::Options {
+        path: config.storage.path.clone(),
+        max_size: amount(config.storage.max_size),
+        min_free: amount(config.storage.min_free),
+        memory_cache_bytes: config.storage.memory_cache.bytes(),
+    }
+}
+
+fn upstream_options(config: &Config) -> upstream::Options {
+    let registries = config.registries.iter().map(|known| upstream::RegistryOptions {
+        credentials: known.credentials.as_ref().map(|credentials| upstream::Credentials {
+            username: credentials.username.clone(),
+            password: credentials.password.expose().to_owned().into(),
+        }),
+        ca_pem: known.ca_pem.clone(),
+        token_realms: known.token_realms.clone(),
+        connect_timeout: known.connect_timeout,
+        read_timeout: known.read_timeout,
+        bandwidth: bandwidth(&known.bandwidth),
+        ..upstream::RegistryOptions::new(known.registry.clone(), known.endpoints.clone())
+    });
+    upstream::Options {
+        registries: registries.collect(),
+        bandwidth: bandwidth(&config.upstream.bandwidth),
+        ..upstream::Options::default()
+    }
+}
+
+fn bandwidth(configured: &config::Bandwidth) -> upstream::Bandwidth {
+    let window = |window: &config::Window| upstream::Window {
+        from: window.from,
+        to: window.to,
+        limit: window.limit.bytes_per_second(),
+    };
+    upstream::Bandwidth {
+        limit: configured.limit.map(config::Rate::bytes_per_second),
+        schedule: configured.schedule.iter().map(window).collect(),
+    }
+}
+
+fn pull_options(config: &Config) -> pull::Options {
+    let policy = |known: &RegistryConfig| Policy {
+        tag_ttl: known.tag_ttl,
+        stale_if_error: known.stale_if_error,
+        not_found_ttl: known.not_found_ttl,
+    };
+    let policies = config.registries.iter().map(|known| (known.registry.clone(), policy(known)));
+    let fill_policy = |known: &RegistryConfig| FillPolicy {
+        lanes_per_blob: known.lanes_per_blob,
+        parks_deserted: known.abandon_policy == AbandonPolicy::Park,
+        max_fills: known.max_fills,
+    };
+    let fill_policies = config.registries.iter().map(|known| (known.registry.clone(), fill_policy(known)));
+    pull::Options {
+        policies: policies.collect(),
+        fill_policies: fill_policies.collect(),
+        max_fills: config.upstream.max_fills,
+    }
+}
+
+fn registry_options(config: &Config) -> registry::Options {
+    let registries = config.registries.iter().map(|known| registry::Routing {
+        registry: known.registry.clone(),
+        aliases: known.aliases.clone(),
+        virtual_hosts: known.virtual_hosts.clone(),
+    });
+    registry::Options { registries: registries.collect(), default_registry: config.server.default_registry.clone() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Overrides;
+
+    #[test]
+    fn limits_reach_the_layers() {
+        let file = "[upstream]\nmax_fills = 9\nbandwidth_limit = \"3MB/s\"\n[[registry]]\nhost = \"a.io\"\nmax_fills = 2\n\
+            lanes_per_blob = 4\nabandon_policy = \"finish\"\nbandwidth_limit = \"1MB/s\"";
+        let config = Config::from_sources(Some((Path::new("f.toml"), file)), &[], &Overrides::default()).unwrap();
+        let pull = pull_options(&config);
+        assert_eq!(pull.max_fills, 9);
+        let set = FillPolicy { lanes_per_blob: 4, parks_deserted: false, max_fills: 2 };
+        assert_eq!(pull.fill_policies[&"a.io".parse().unwrap()], set);
+        assert_eq!(pull.fill_policies[&"ghcr.io".parse().unwrap()], FillPolicy::default());
+        let upstream = upstream_options(&config);
+        assert_eq!(upstream.bandwidth.limit.map(u64::from), Some(3_000_000));
+        let limits = upstream.registries.iter().map(|known| known.bandwidth.limit.map(u64::from));
+        assert_eq!(limits.flatten().collect::<Vec<_>>(), [1_000_000]);
+    }
+
+    #[test]
+    fn the_defaults_of_the_layers_are_those_of_the_configuration() {
+        let config = Config::default();
+        assert_eq!(pull_options(&config).max_fills, pull::Options::default().max_fills);
+        assert!(pull_options(&config).fill_policies.values().all(|policy| *policy == FillPolicy::default()));
+        assert!(upstream_options(&config).bandwidth.is_unlimited());
+    }
+}

@@ -1,0 +1,178 @@
+//! Every instrument of the program in one catalogue.
+//!
+//! Labels are enums or configured registries, so the number of series is bounded by the configuration. Nothing else in
+//! the program creates an instrument.
+
+use opentelemetry::KeyValue;
+use opentelemetry::metrics::{Counter, Gauge, Histogram, Meter, UpDownCounter};
+
+/// What a request was for: the `kind` label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `GET /v2/`.
+    Ping,
+    /// A manifest, by tag or digest.
+    Manifest,
+    /// A blob.
+    Blob,
+    /// `tags/list`.
+    Tags,
+    /// `referrers`.
+    Referrers,
+    /// Anything else, also what is refused.
+    Other,
+}
+
+impl Kind {
+    /// The label value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ping => "ping",
+            Self::Manifest => "manifest",
+            Self::Blob => "blob",
+            Self::Tags => "tags",
+            Self::Referrers => "referrers",
+            Self::Other => "other",
+        }
+    }
+}
+
+/// Where the bytes of an answer came from: the `source` label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The store or memory.
+    Store,
+    /// A download in progress.
+    Fill,
+    /// The upstream, not kept.
+    Upstream,
+    /// Made here: errors, `/v2/`.
+    Local,
+}
+
+impl Source {
+    /// The label value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Store => "store",
+            Self::Fill => "fill",
+            Self::Upstream => "upstream",
+            Self::Local => "local",
+        }
+    }
+}
+
+/// The instruments. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    requests: Counter<u64>,
+    bytes_sent: Counter<u64>,
+    upstream_bytes: Counter<u64>,
+    upstream_requests: Counter<u64>,
+    fills_in_flight: UpDownCounter<i64>,
+    fill_failures: Counter<u64>,
+    store_bytes: Gauge<u64>,
+    store_blobs: Gauge<u64>,
+    evicted_bytes: Counter<u64>,
+    first_byte_seconds: Histogram<f64>,
+    upstream_ratelimit_remaining: Gauge<u64>,
+}
+
+impl Metrics {
+    /// Creates the instruments. Counter names get `_total` in the Prometheus text.
+    pub fn new(meter: &Meter) -> Self {
+        let counter = |name: &'static str, text: &'static str| meter.u64_counter(name).with_description(text).build();
+        let gauge = |name: &'static str, text: &'static str| meter.u64_gauge(name).with_description(text).build();
+        Self {
+            requests: counter("forebay_requests", "Requests on the registry port"),
+            bytes_sent: counter("forebay_bytes_sent", "Body bytes sent to clients"),
+            upstream_bytes: counter("forebay_upstream_bytes", "Body bytes received from registries"),
+            upstream_requests: counter(
+                "forebay_upstream_requests",
+                "Requests sent to registries, by status or failure",
+            ),
+            fills_in_flight: meter
+                .i64_up_down_counter("forebay_fills_in_flight")
+                .with_description("Downloads in progress")
+                .build(),
+            fill_failures: counter("forebay_fill_failures", "Downloads that ended without content, by reason"),
+            store_bytes: gauge("forebay_store_bytes", "Bytes of stored content"),
+            store_blobs: gauge("forebay_store_blobs", "Stored blobs and manifests"),
+            evicted_bytes: counter("forebay_evicted_bytes", "Bytes of content evicted to make room"),
+            first_byte_seconds: meter
+                .f64_histogram("forebay_first_byte_seconds")
+                .with_description("From request to response head")
+                .with_boundaries(vec![
+                    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+                ])
+                .build(),
+            upstream_ratelimit_remaining: gauge(
+                "forebay_upstream_ratelimit_remaining",
+                "Last RateLimit-Remaining of a registry",
+            ),
+        }
+    }
+
+    /// Instruments that nobody reads, for tests and benches.
+    pub fn disabled() -> Self {
+        Self::new(&opentelemetry::global::meter("disabled"))
+    }
+
+    /// One request was answered. `registry` is a configured one, or `-`.
+    pub fn request(&self, registry: &str, kind: Kind, outcome: &'static str) {
+        let labels = [
+            KeyValue::new("registry", registry.to_owned()),
+            KeyValue::new("kind", kind.as_str()),
+            KeyValue::new("outcome", outcome),
+        ];
+        self.requests.add(1, &labels);
+    }
+
+    /// Time from the request to the head of its answer.
+    pub fn first_byte(&self, kind: Kind, seconds: f64) {
+        self.first_byte_seconds.record(seconds, &[KeyValue::new("kind", kind.as_str())]);
+    }
+
+    /// Body bytes went to a client.
+    pub fn bytes_sent(&self, registry: &str, source: Source, bytes: u64) {
+        let labels = [KeyValue::new("registry", registry.to_owned()), KeyValue::new("source", source.as_str())];
+        self.bytes_sent.add(bytes, &labels);
+    }
+
+    /// Body bytes came from a registry.
+    pub fn upstream_bytes(&self, registry: &str, bytes: u64) {
+        self.upstream_bytes.add(bytes, &[KeyValue::new("registry", registry.to_owned())]);
+    }
+
+    /// A request to a registry ended; `status` is a status code, `timeout` or `error`.
+    pub fn upstream_request(&self, registry: &str, status: &str) {
+        let labels = [KeyValue::new("registry", registry.to_owned()), KeyValue::new("status", status.to_owned())];
+        self.upstream_requests.add(1, &labels);
+    }
+
+    /// A registry said how many requests are left.
+    pub fn ratelimit_remaining(&self, registry: &str, remaining: u64) {
+        self.upstream_ratelimit_remaining.record(remaining, &[KeyValue::new("registry", registry.to_owned())]);
+    }
+
+    /// A download began (`1`) or ended (`-1`).
+    pub fn fills_in_flight(&self, change: i64) {
+        self.fills_in_flight.add(change, &[]);
+    }
+
+    /// A download ended without content.
+    pub fn fill_failure(&self, reason: &'static str) {
+        self.fill_failures.add(1, &[KeyValue::new("reason", reason)]);
+    }
+
+    /// What the store holds now.
+    pub fn stored(&self, bytes: u64, blobs: u64) {
+        self.store_bytes.record(bytes, &[]);
+        self.store_blobs.record(blobs, &[]);
+    }
+
+    /// Content was evicted.
+    pub fn evicted(&self, bytes: u64) {
+        self.evicted_bytes.add(bytes, &[]);
+    }
+}
