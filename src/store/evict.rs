@@ -1,0 +1,42 @@
+//! Eviction: the least recently used content goes when room is short.
+
+use std::sync::Weak;
+
+use super::Inner;
+use super::blocking;
+use super::content;
+
+/// Waits for pressure and evicts, until the store is gone.
+pub(super) async fn run(store: Weak<Inner>) {
+    let Some(space) = store.upgrade().map(|inner| inner.space.clone()) else { return };
+    loop {
+        space.pressed().await;
+        let Some(inner) = store.upgrade() else { return };
+        let excess_bytes = space.excess_bytes();
+        if excess_bytes == 0 {
+            continue;
+        }
+        let evictor = inner.clone();
+        let (evicted_bytes, evicted_blobs) = blocking(move || evict(&evictor, excess_bytes)).await;
+        if evicted_blobs > 0 {
+            inner.metrics.evicted(evicted_bytes);
+            inner.metrics.stored(space.stored_bytes(), inner.catalog.blobs());
+            tracing::info!(evicted_bytes, evicted_blobs, "evicted the least recently used content");
+        } else {
+            tracing::warn!(excess_bytes, "room is short and there is nothing to evict");
+        }
+    }
+}
+
+/// Makes room: how many bytes, of how many blobs. Blocks.
+fn evict(inner: &Inner, wanted_bytes: u64) -> (u64, u64) {
+    let victims = inner.catalog.least_recently_used(wanted_bytes);
+    let gone = victims.iter().filter_map(|digest| content::forget(inner, digest));
+    gone.fold((0, 0), |(bytes, blobs), size_bytes| (bytes + size_bytes, blobs + 1))
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.space.press();
+    }
+}

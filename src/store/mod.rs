@@ -1,0 +1,293 @@
+//! The store: content on disk, what is known about it, and the room it may take.
+//!
+//! What it is for: keeping verified content once per digest, serving it again, and remembering tags and grants, within a
+//! budget of bytes. The only place with a file system and sled in it.
+//!
+//! **Disk is the truth, the index is an index of it.** Content is a file `blobs/<algorithm>/<2 hex>/<hex>` with exactly the
+//! bytes of its digest. What is known about content (size, last use, rights, tags) lives in memory (`catalog`), is
+//! written behind to sled (`index`), and tags and grants also to a line journal (`journal`) that a rebuild can read.
+//! Nothing that a hit needs waits for sled or the journal: hits read the catalog, the memory tier and files only.
+//!
+//! A start after a crash takes from the journal what the index had not written yet.
+//!
+//! **One way in.** `begin` → [`Spool`] → lanes write, the in-order cursor hashes → [`Complete`] (carries `Verified`) →
+//! fsync of the file → rename → fsync of the directory → catalog → index. A crash between any two steps leaves either a
+//! spool, which the next start resumes or removes, or a whole blob, which a rebuild finds.
+//!
+//! **A spool is a sparse file with a set of present extents and one in-order hash cursor.** Writers may come in any order
+//! and at any place; readers wait for the bytes they need next. A reader of the whole gets its last byte only after the
+//! verdict; a reader of a part may be done before it, because its client verifies what it puts together.
+//!
+//! **Room** is reserved before a download starts and converted when it is published. Above the budget the least recently
+//! used content goes, in the background, files unlinked off every lock; open files stay readable.
+//!
+//! What it must never know: HTTP, registries' endpoints, policies, status codes, configuration.
+
+mod catalog;
+mod change;
+mod clock;
+mod content;
+mod engine;
+mod error;
+mod evict;
+mod index;
+mod journal;
+mod memory;
+mod options;
+mod parking;
+mod read;
+mod recover;
+mod space;
+mod spool;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+
+use crate::metrics::Metrics;
+use crate::oci::Digest;
+use crate::oci::Registry;
+use crate::oci::Repository;
+use crate::oci::Tag;
+use crate::oci::Verified;
+
+use self::catalog::Catalog;
+use self::change::Change;
+use self::engine::Engine;
+use self::memory::Memory;
+use self::parking::Parking;
+use self::space::Space;
+use self::writer::IndexWriter;
+
+pub use self::catalog::{Moved, Past, Proof, Standing, TagRecord};
+pub use self::clock::Timestamp;
+pub use self::content::{Content, Document};
+pub use self::error::{BeginError, Error, OpenError};
+pub use self::options::{Amount, Options};
+pub use self::read::{ReadError, Reader};
+pub use self::spool::{Complete, FinishError, Growing, Lane, Spool, Want, WriteError};
+
+/// Digests that share a lock for their changes.
+const CHANGE_STRIPES: usize = 64;
+
+/// The store. Cheap to clone.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    engine: Engine,
+    /// One digest's file and catalog entry change together. Taken on blocking threads only, before any other lock.
+    changing: [Mutex<()>; CHANGE_STRIPES],
+    catalog: Catalog,
+    memory: Memory,
+    parking: Parking,
+    space: Arc<Space>,
+    writer: IndexWriter,
+    metrics: Metrics,
+}
+
+/// How much the store holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stats {
+    /// Bytes of published content.
+    pub stored_bytes: u64,
+    /// Published blobs and manifests.
+    pub blobs: u64,
+    /// Bytes promised to downloads in progress.
+    pub reserved_bytes: u64,
+    /// The budget.
+    pub max_bytes: u64,
+}
+
+impl Store {
+    /// Opens or creates the store at `options.path` and takes its lock. Blocks; call it before serving.
+    ///
+    /// Must be called within a tokio runtime: eviction runs as a task of it.
+    pub fn open(options: &Options, metrics: Metrics) -> Result<Self, OpenError> {
+        let engine = Engine::open(&options.path)?;
+        let recovered = recover::open(&engine)?;
+        let space = Arc::new(Space::new(options, &engine)?);
+        space.adopt(recovered.catalog.stored_bytes());
+        let spools = |source| OpenError::Directory { path: options.path.clone(), source };
+        let parking = Parking::open(&engine, &space).map_err(spools)?;
+        let inner = Arc::new(Inner {
+            changing: std::array::from_fn(|_| Mutex::new(())),
+            parking,
+            memory: Memory::new(options.memory_cache_bytes),
+            writer: IndexWriter::start(recovered.index, recovered.journal)?,
+            catalog: recovered.catalog,
+            engine,
+            space,
+            metrics,
+        });
+        let store = Self { inner };
+        store.report();
+        tokio::spawn(evict::run(Arc::downgrade(&store.inner)));
+        Ok(store)
+    }
+
+    // === Content ===
+
+    /// Content that is here, whole and open, or `None`. Says nothing about who may read it: see [`Store::standing`].
+    ///
+    /// A file that is gone or has another length than was published is forgotten, and `None`.
+    pub async fn content(&self, digest: &Digest) -> Result<Option<Content>, Error> {
+        content::open(&self.inner, digest).await
+    }
+
+    /// A manifest that is here, whole and in memory, with its media type.
+    pub async fn document(&self, digest: &Digest) -> Result<Option<Document>, Error> {
+        content::document(&self.inner, digest).await
+    }
+
+    /// The size of content that is here, without opening it.
+    pub fn size_bytes(&self, digest: &Digest) -> Option<u64> {
+        self.inner.catalog.size_bytes(digest)
+    }
+
+    /// Starts to take in content for a repository: reserves its length (when known) and opens a spool for it, which
+    /// holds already what is parked.
+    pub async fn begin(
+        &self,
+        digest: &Digest,
+        size_bytes: Option<u64>,
+        owner: &Repository,
+    ) -> Result<Spool, BeginError> {
+        let (inner, digest, owner) = (self.inner.clone(), *digest, owner.clone());
+        blocking(move || content::begin(&inner, &digest, size_bytes, &owner)).await
+    }
+
+    /// How much of a download that this repository gave up is parked.
+    pub fn parked_bytes(&self, digest: &Digest, owner: &Repository) -> Option<u64> {
+        self.inner.parking.prefix_bytes(digest, owner)
+    }
+
+    /// Gives a download up but keeps what came in order, also over a restart. Its readers fail with `error`.
+    pub async fn park(&self, spool: Spool, digest: &Digest, owner: &Repository, error: ReadError) {
+        let (inner, digest, owner) = (self.inner.clone(), *digest, owner.clone());
+        blocking(move || {
+            if let Some(rest) = spool.park(error) {
+                inner.parking.park(&digest, &owner, rest);
+            }
+        })
+        .await;
+    }
+
+    /// Makes verified content visible, granted to the repository that it was fetched from. After this returns it survives
+    /// a crash.
+    pub async fn publish(&self, complete: Complete, repository: &Repository, proof: &Proof) -> Result<(), Error> {
+        content::publish(&self.inner, complete, Catalog::facts(repository, proof)).await?;
+        self.report();
+        Ok(())
+    }
+
+    /// Takes in a whole manifest at once: see [`Store::publish`].
+    pub async fn put_document(
+        &self,
+        verified: Verified,
+        document: Document,
+        repository: &Repository,
+        proof: &Proof,
+    ) -> Result<(), Error> {
+        let facts = Catalog::facts(repository, proof);
+        content::put_document(&self.inner, verified, document.bytes, document.media_type, repository, facts).await?;
+        self.report();
+        Ok(())
+    }
+
+    /// Whether it is here, and came as a manifest.
+    pub fn is_document(&self, digest: &Digest) -> bool {
+        self.inner.catalog.media_type(digest).is_some()
+    }
+
+    /// Takes out content that proved unreadable, so that it is fetched again.
+    pub async fn forget(&self, digest: &Digest) {
+        let (inner, digest) = (self.inner.clone(), *digest);
+        blocking(move || content::forget(&inner, &digest)).await;
+        self.report();
+    }
+
+    // === Rights ===
+
+    /// How this repository stands to this content.
+    pub fn standing(&self, repository: &Repository, digest: &Digest) -> Standing {
+        self.inner.catalog.standing(repository, digest)
+    }
+
+    /// Whether the upstream's word alone opens this content: it is public, or was fetched from this registry by this account.
+    pub fn is_opened_by(&self, digest: &Digest, registry: &Registry, account: Option<&str>) -> bool {
+        self.inner.catalog.is_opened_by(digest, registry, account)
+    }
+
+    /// Records that this repository may serve this content. Without the content it means nothing and is not kept.
+    pub async fn grant(&self, repository: &Repository, digest: &Digest, proof: &Proof) {
+        content::learn(&self.inner, digest, Catalog::facts(repository, proof)).await;
+    }
+
+    // === Tags ===
+
+    /// What is known of a tag.
+    pub fn tag(&self, repository: &Repository, tag: &Tag) -> Option<Arc<TagRecord>> {
+        self.inner.catalog.tag(repository, tag)
+    }
+
+    /// The upstream said, now, that the tag points to `digest`. Keeps the history of moves.
+    pub async fn point_tag(&self, repository: &Repository, tag: &Tag, digest: &Digest) -> Moved {
+        let (record, moved) = self.inner.catalog.point_tag(repository, tag, digest, Timestamp::now());
+        let (repository, tag) = (repository.clone(), tag.clone());
+        let change = match moved {
+            Moved::Unchanged => Change::Checked(repository, tag, record),
+            Moved::New | Moved::From(_) => Change::Tag(repository, tag, Some(record)),
+        };
+        self.inner.writer.send(change).await;
+        moved
+    }
+
+    /// The upstream said that the tag is gone.
+    pub async fn forget_tag(&self, repository: &Repository, tag: &Tag) {
+        if self.inner.catalog.forget_tag(repository, tag) {
+            self.inner.writer.send(Change::Tag(repository.clone(), tag.clone(), None)).await;
+        }
+    }
+
+    // === The whole ===
+
+    /// How much it holds.
+    pub fn stats(&self) -> Stats {
+        let (blobs, stored_bytes) = (self.inner.catalog.blobs(), self.inner.space.stored_bytes());
+        let (reserved_bytes, max_bytes) = (self.inner.space.reserved_bytes(), self.inner.space.max_bytes());
+        Stats { stored_bytes, blobs, reserved_bytes, max_bytes }
+    }
+
+    /// Writes what is still to be written to the index and closes it. Later changes are lost.
+    pub async fn close(&self) {
+        if self.inner.writer.close().await {
+            recover::mark_clean(&self.inner.engine);
+        }
+    }
+
+    fn report(&self) {
+        self.inner.metrics.stored(self.inner.space.stored_bytes(), self.inner.catalog.blobs());
+    }
+}
+
+impl Inner {
+    fn changing(&self, digest: &Digest) -> MutexGuard<'_, ()> {
+        let stripe = digest.as_bytes().first().map_or(0, |&byte| usize::from(byte) % CHANGE_STRIPES);
+        self.changing[stripe].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Runs file work off the async threads. A panic there is ours and is passed on.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(value) => value,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
