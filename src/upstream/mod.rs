@@ -1,0 +1,195 @@
+//! The upstream layer: the only HTTP client of the program.
+//!
+//! What it is for: asking registries. A question goes down through
+//! `request` (endpoints in order, few tries, then the next endpoint) → `auth` (what worked before, or the answer to
+//! a 401) → `redirect` (where an answer may send us, without secrets) → `wire` (one exchange, time limits, counted
+//! bytes) → `dial` and `tls` (which addresses, which roots); `manifest`, `blob` and `listing` know what is asked.
+//!
+//! What it promises: only configured registries are asked. Credentials stay with their origin and their token service;
+//! they, tokens and signed URLs are in no error and no log line. Every body, wait, redirect and retry has a limit. An
+//! answer says as whom it was got. Nothing is verified here and nothing is stored.
+//!
+//! What it must never know: files, storage, configuration, decisions about freshness or grants, Forebay's own clients.
+
+mod auth;
+mod blob;
+mod dial;
+mod endpoint;
+mod error;
+mod listing;
+mod manifest;
+mod options;
+mod redirect;
+mod request;
+mod retry;
+mod secret;
+mod throttle;
+mod tls;
+mod wire;
+
+#[cfg(test)]
+mod failover_tests;
+#[cfg(test)]
+mod tests;
+
+use std::cell::LazyCell;
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+use url::Url;
+
+use self::auth::Auth;
+use self::endpoint::Endpoints;
+use self::request::MAX_QUESTIONS;
+use self::request::RegistryClient;
+use self::throttle::Throttle;
+use self::throttle::WallClock;
+use self::tls::Tls;
+use self::wire::Wire;
+use crate::metrics::Metrics;
+use crate::oci::Digest;
+use crate::oci::Reference;
+use crate::oci::Registry;
+use crate::oci::Repository;
+
+pub use self::blob::BlobBody;
+pub use self::blob::BlobHead;
+pub use self::blob::Part;
+pub use self::error::Error;
+pub use self::error::SetupError;
+pub use self::listing::ReferrersPage;
+pub use self::listing::TagPage;
+pub use self::manifest::FetchedManifest;
+pub use self::manifest::ManifestHead;
+pub use self::options::Bandwidth;
+pub use self::options::Credentials;
+pub use self::options::Options;
+pub use self::options::RegistryOptions;
+pub use self::options::Window;
+pub use self::secret::Secret;
+
+/// As whom content was got.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Identity {
+    /// No credentials were sent anywhere for it.
+    Anonymous,
+    /// With the configured credentials: `user@registry`, stable, no secret.
+    Account(Arc<str>),
+}
+
+/// The configured registries. Cheap to clone.
+#[derive(Clone)]
+pub struct Upstream(Arc<HashMap<Registry, RegistryClient>>);
+
+impl Upstream {
+    /// Sets up the clients; asks nobody. Proxies come from `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`;
+    /// a proxy resolves names itself, so it is the one to refuse private addresses that a registry points to.
+    #[expect(clippy::needless_pass_by_value, reason = "every layer takes its own handle to the instruments")]
+    pub fn new(options: Options, metrics: Metrics) -> Result<Self, SetupError> {
+        let mut clients = HashMap::new();
+        let mut roots: HashMap<Vec<u8>, Tls> = HashMap::new();
+        let clock = LazyCell::new(WallClock::of_the_machine);
+        let total = Throttle::new(&options.bandwidth, || clock.clone());
+        for registry in options.registries {
+            check_endpoints(&registry)?;
+            let tls = match roots.get(&registry.ca_pem) {
+                Some(tls) => tls.clone(),
+                None => {
+                    let tls = Tls::new(&registry.registry, &registry.ca_pem)?;
+                    roots.insert(registry.ca_pem.clone(), tls.clone());
+                    tls
+                }
+            };
+            let client = RegistryClient {
+                wire: Wire::new(&registry, &options.user_agent, &tls, metrics.clone())?,
+                throttle: Throttle::new(&registry.bandwidth, || clock.clone()).and(&total),
+                auth: Auth::new(&registry)?,
+                endpoints: Endpoints::new(registry.endpoints),
+                turns: Semaphore::new(MAX_QUESTIONS),
+            };
+            let name = registry.registry;
+            if clients.insert(name.clone(), client).is_some() {
+                return Err(SetupError::Duplicate { registry: name });
+            }
+        }
+        Ok(Self(Arc::new(clients)))
+    }
+
+    /// Whether it is configured.
+    pub fn knows(&self, registry: &Registry) -> bool {
+        self.0.contains_key(registry)
+    }
+
+    /// HEAD of a manifest, with the full `Accept`. Of a registry without HEAD nothing is known: see
+    /// [`ManifestHead::is_supported`].
+    pub async fn head_manifest(&self, repository: &Repository, reference: &Reference) -> Result<ManifestHead, Error> {
+        self.client(repository)?.head_manifest(&repository.name, reference).await
+    }
+
+    /// A whole manifest, at most [`crate::oci::MAX_MANIFEST_BYTES`], not verified.
+    pub async fn get_manifest(&self, repository: &Repository, reference: &Reference) -> Result<FetchedManifest, Error> {
+        self.client(repository)?.get_manifest(&repository.name, reference).await
+    }
+
+    /// HEAD of a blob; where it leads to a place that knows GET only, the first byte is asked for instead. Of a
+    /// registry without HEAD nothing is known: see [`BlobHead::is_supported`].
+    pub async fn head_blob(&self, repository: &Repository, digest: &Digest) -> Result<BlobHead, Error> {
+        self.client(repository)?.head_blob(&repository.name, digest).await
+    }
+
+    /// GET of a part of a blob. The answer may be the whole when the registry ignores ranges: see [`BlobBody::start`].
+    pub async fn get_blob(&self, repository: &Repository, digest: &Digest, part: Part) -> Result<BlobBody, Error> {
+        self.client(repository)?.get_blob(&repository.name, digest, part).await
+    }
+
+    /// One page of tags: at most `n` behind `last`; at most 4 MiB of JSON.
+    pub async fn list_tags(
+        &self,
+        repository: &Repository,
+        n: Option<u32>,
+        last: Option<&str>,
+    ) -> Result<TagPage, Error> {
+        self.client(repository)?.list_tags(&repository.name, n, last).await
+    }
+
+    /// All referrers of a digest, its pages merged; at most 4 MiB of JSON. `NotFound` where there is no referrers API.
+    pub async fn referrers(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        artifact_type: Option<&str>,
+    ) -> Result<ReferrersPage, Error> {
+        self.client(repository)?.referrers(&repository.name, digest, artifact_type).await
+    }
+
+    fn client(&self, repository: &Repository) -> Result<&RegistryClient, Error> {
+        self.0.get(&repository.registry).ok_or(Error::UnknownRegistry)
+    }
+}
+
+impl fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+fn check_endpoints(options: &RegistryOptions) -> Result<(), SetupError> {
+    if options.endpoints.is_empty() {
+        return Err(SetupError::NoEndpoint { registry: options.registry.clone() });
+    }
+    let is_plain = |url: &Url| {
+        matches!(url.scheme(), "http" | "https")
+            && url.has_host()
+            && url.username().is_empty()
+            && url.password().is_none()
+            && url.query().is_none()
+            && url.fragment().is_none()
+    };
+    if options.endpoints.iter().all(is_plain) {
+        Ok(())
+    } else {
+        Err(SetupError::BadEndpoint { registry: options.registry.clone() })
+    }
+}
