@@ -1,0 +1,46 @@
+//! A request to an answer.
+
+use super::MetricsText;
+use super::Readiness;
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+
+const TEXT: &str = "text/plain; charset=utf-8";
+/// The text format of the Prometheus exposition.
+const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4";
+
+/// What the answers are made of.
+pub(super) struct Answers {
+    pub(super) readiness: Readiness,
+    pub(super) metrics_text: MetricsText,
+}
+
+impl Answers {
+    pub(super) fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
+        let path = request.uri().path();
+        if !matches!(path, "/healthz" | "/readyz" | "/metrics") {
+            return text(StatusCode::NOT_FOUND, TEXT, "not found; here are /healthz, /readyz and /metrics\n".into());
+        }
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET and HEAD are allowed here\n".into());
+            answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+            return answer;
+        }
+        match path {
+            "/metrics" => text(StatusCode::OK, PROMETHEUS_TEXT, (self.metrics_text)()),
+            "/readyz" => match self.readiness.reason() {
+                None => text(StatusCode::OK, TEXT, "ready".to_owned()),
+                Some(reason) => text(StatusCode::SERVICE_UNAVAILABLE, TEXT, reason),
+            },
+            _ => text(StatusCode::OK, TEXT, "ok".to_owned()),
+        }
+    }
+}
+
+fn text(status: StatusCode, content_type: &'static str, body: String) -> Response<Full<Bytes>> {
+    let mut answer = Response::new(Full::new(Bytes::from(body)));
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    answer
+}

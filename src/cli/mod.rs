@@ -1,0 +1,109 @@
+//! The command line: what was typed, as plain data, and how to print. One file per family of commands.
+//!
+//! Promises that wrong usage ends with exit code 2 before anything happens. Must never build or start a layer: `serve`
+//! hands its arguments to the composition root.
+
+pub mod config;
+pub mod serve;
+
+use clap::{Parser, Subcommand};
+use std::io::{ErrorKind, Write};
+
+/// A pull-through cache for container registries.
+#[derive(Debug, Parser)]
+#[command(name = "forebay", version, about, disable_help_subcommand = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The families of commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Runs the proxy
+    Serve(serve::Arguments),
+    /// Checks or shows the configuration
+    #[command(subcommand)]
+    Config(config::Command),
+}
+
+/// Prints a whole text on standard output. A reader that has gone away is no error.
+pub fn print(text: &str) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        other => other,
+    }
+}
+
+/// Prints an error as one line on standard error. Nobody can be told if that fails.
+pub fn complain(error: &anyhow::Error) {
+    let chain = format!("{error:#}").replace(['\n', '\r'], " ");
+    let _ = writeln!(std::io::stderr().lock(), "forebay: {chain}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+    use clap::error::ErrorKind as Usage;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn serve_takes_its_flags() {
+        let cli = Cli::try_parse_from([
+            "forebay",
+            "serve",
+            "--config",
+            "f.toml",
+            "--listen",
+            "127.0.0.1:0",
+            "--listen",
+            "[::1]:0",
+            "--data",
+            "/d",
+            "--upstream",
+            "docker.io=http://a",
+            "--upstream",
+            "x.io=http://b",
+            "--admin-listen",
+            "127.0.0.1:9",
+        ]);
+        let Ok(Cli { command: Command::Serve(arguments) }) = cli else { panic!("{cli:?}") };
+        let overrides = arguments.overrides();
+        assert_eq!(arguments.config.as_deref(), Some(std::path::Path::new("f.toml")));
+        assert_eq!(overrides.listen, ["127.0.0.1:0", "[::1]:0"]);
+        assert_eq!(overrides.data.as_deref(), Some("/d"));
+        assert_eq!(overrides.upstream, ["docker.io=http://a", "x.io=http://b"]);
+        assert_eq!(overrides.admin_listen.as_deref(), Some("127.0.0.1:9"));
+    }
+
+    #[test]
+    fn wrong_usage_exits_with_2() {
+        let rows: [&[&str]; 6] = [
+            &["forebay"],
+            &["forebay", "bogus"],
+            &["forebay", "serve", "--bogus"],
+            &["forebay", "serve", "extra"],
+            &["forebay", "config"],
+            &["forebay", "config", "check", "--config"],
+        ];
+        for row in rows {
+            let error = Cli::try_parse_from(row).expect_err("must be refused");
+            assert_eq!(error.exit_code(), 2, "{row:?}");
+        }
+    }
+
+    #[test]
+    fn version_and_help_exit_with_0() {
+        for (row, kind) in [("--version", Usage::DisplayVersion), ("--help", Usage::DisplayHelp)] {
+            let error = Cli::try_parse_from(["forebay", row]).expect_err("these end the parsing");
+            assert_eq!((error.kind(), error.exit_code()), (kind, 0));
+        }
+    }
+}

@@ -1,0 +1,308 @@
+//! The configured registries: the well-known ones, what the file says of them, and further ones.
+
+use super::Overrides;
+use super::bandwidth::Bandwidth;
+use super::error::{Error, Origin};
+use super::parse;
+use super::quantity::parse_duration;
+use super::secret::Secret;
+use super::settings::{Section, value_error};
+use crate::oci::Registry;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::time::Duration;
+use toml::Value;
+use url::Url;
+
+/// Registries that need no configuration, with the host of their one endpoint.
+const WELL_KNOWN: [(&str, &str); 9] = [
+    ("docker.io", "registry-1.docker.io"),
+    ("ghcr.io", "ghcr.io"),
+    ("quay.io", "quay.io"),
+    ("registry.k8s.io", "registry.k8s.io"),
+    ("gcr.io", "gcr.io"),
+    ("mcr.microsoft.com", "mcr.microsoft.com"),
+    ("public.ecr.aws", "public.ecr.aws"),
+    ("nvcr.io", "nvcr.io"),
+    ("registry.gitlab.com", "registry.gitlab.com"),
+];
+
+/// Largest file with a password.
+const MAX_PASSWORD_FILE_BYTES: u64 = 64 * 1024;
+/// Largest file with certificates.
+const MAX_CA_FILE_BYTES: u64 = 1024 * 1024;
+/// Endpoints of one registry.
+const MAX_ENDPOINTS: usize = 16;
+
+/// One registry, with its defaults filled in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RegistryConfig {
+    /// The name in image references.
+    pub registry: Registry,
+    /// Base URLs in the order to try; at least one; http or https, without user, query or fragment.
+    pub endpoints: Vec<Url>,
+    /// Further names for path and `ns` routing; unique among all registries.
+    pub aliases: Vec<String>,
+    /// `Host` headers that mean this registry; unique among all registries.
+    pub virtual_hosts: Vec<String>,
+    /// Who to be at the registry.
+    pub credentials: Option<Credentials>,
+    /// There were credentials, and `--upstream` leads to an origin that they were not configured for.
+    pub drops_credentials: bool,
+    /// File with further roots.
+    pub ca_file: Option<PathBuf>,
+    /// What that file holds: PEM, not yet judged; empty without a file.
+    pub ca_pem: Vec<u8>,
+    /// Further hosts, with a port where they have one, that may receive the credentials.
+    pub token_realms: Vec<String>,
+    /// How long a tag is served without asking; zero asks each time.
+    pub tag_ttl: Duration,
+    /// How long past that a tag may be served while the registry fails.
+    pub stale_if_error: Duration,
+    /// How long a "not found" is remembered.
+    pub not_found_ttl: Duration,
+    /// Longest wait for a connection.
+    pub connect_timeout: Duration,
+    /// Longest silence of the registry, not a total.
+    pub read_timeout: Duration,
+    /// How fast blobs may be received.
+    pub bandwidth: Bandwidth,
+    /// Most downloads at once; at least one.
+    pub max_fills: usize,
+    /// Most connections of one large download; at least one.
+    pub lanes_per_blob: usize,
+    /// What becomes of a large download that nobody reads any more.
+    pub abandon_policy: AbandonPolicy,
+}
+
+/// What becomes of a large download that nobody reads any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AbandonPolicy {
+    /// It stops before its half, and goes on when it is asked for again.
+    Park,
+    /// It goes on to its end.
+    Finish,
+}
+
+impl AbandonPolicy {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Park => "park",
+            Self::Finish => "finish",
+        }
+    }
+}
+
+/// A user and a password, which came from the file itself or from a file of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Credentials {
+    /// The user.
+    pub username: String,
+    /// The password or access token.
+    pub password: Secret,
+    /// The file it was read from, without its last line end.
+    pub password_file: Option<PathBuf>,
+}
+
+impl RegistryConfig {
+    /// A registry with defaults, reached at `https://<endpoint_host>`.
+    fn with_defaults(registry: Registry, endpoint_host: &str) -> Result<Self, url::ParseError> {
+        Ok(Self {
+            registry,
+            endpoints: vec![Url::parse(&format!("https://{endpoint_host}"))?],
+            aliases: Vec::new(),
+            virtual_hosts: Vec::new(),
+            credentials: None,
+            drops_credentials: false,
+            ca_file: None,
+            ca_pem: Vec::new(),
+            token_realms: Vec::new(),
+            tag_ttl: Duration::from_secs(5 * 60),
+            stale_if_error: Duration::from_secs(30 * 24 * 60 * 60),
+            not_found_ttl: Duration::from_secs(10),
+            connect_timeout: Duration::from_secs(5),
+            read_timeout: Duration::from_secs(30),
+            bandwidth: Bandwidth::default(),
+            max_fills: 64,
+            lanes_per_blob: 1,
+            abandon_policy: AbandonPolicy::Park,
+        })
+    }
+
+    fn read(&mut self, section: &mut Section) -> Result<(), Error> {
+        section.list("endpoints", &mut self.endpoints, parse::endpoint)?;
+        if self.endpoints.is_empty() || self.endpoints.len() > MAX_ENDPOINTS {
+            return Err(section.conflict("endpoints", format!("list from one to {MAX_ENDPOINTS} URLs")));
+        }
+        section.list("aliases", &mut self.aliases, parse::host)?;
+        section.list("virtual_hosts", &mut self.virtual_hosts, parse::host)?;
+        self.credentials = read_credentials(section)?;
+        self.read_ca(section)?;
+        section.list("token_realms", &mut self.token_realms, parse::host)?;
+        section.text("tag_ttl", &mut self.tag_ttl, |text| parse_duration(text).map_err(|e| e.to_string()))?;
+        section
+            .text("stale_if_error", &mut self.stale_if_error, |text| parse_duration(text).map_err(|e| e.to_string()))?;
+        section
+            .text("not_found_ttl", &mut self.not_found_ttl, |text| parse_duration(text).map_err(|e| e.to_string()))?;
+        section.text("connect_timeout", &mut self.connect_timeout, parse::timeout)?;
+        section.text("read_timeout", &mut self.read_timeout, parse::timeout)?;
+        self.read_limits(section)
+    }
+
+    fn read_limits(&mut self, section: &mut Section) -> Result<(), Error> {
+        self.bandwidth.read(section)?;
+        section.number("max_fills", &mut self.max_fills, parse::fills)?;
+        section.number("lanes_per_blob", &mut self.lanes_per_blob, parse::lanes)?;
+        section.text("abandon_policy", &mut self.abandon_policy, |text| match text {
+            "park" => Ok(AbandonPolicy::Park),
+            "finish" => Ok(AbandonPolicy::Finish),
+            _ => Err("write \"park\" or \"finish\"".to_owned()),
+        })
+    }
+
+    fn read_ca(&mut self, section: &mut Section) -> Result<(), Error> {
+        let mut file = None;
+        section.text("ca_file", &mut file, |text| {
+            let path = parse::path(text)?;
+            let pem = parse::file(&path, MAX_CA_FILE_BYTES)?;
+            if pem.is_empty() { Err("the file is empty".to_owned()) } else { Ok(Some((path, pem))) }
+        })?;
+        if let Some((path, pem)) = file {
+            self.ca_file = Some(path);
+            self.ca_pem = pem;
+        }
+        Ok(())
+    }
+}
+
+fn read_credentials(section: &mut Section) -> Result<Option<Credentials>, Error> {
+    let mut username = None;
+    section.text("username", &mut username, |text| match text {
+        "" => Err("it is empty".to_owned()),
+        _ => Ok(Some(text.to_owned())),
+    })?;
+    let password = section.secret("password")?;
+    let mut from_file = None;
+    section.text("password_file", &mut from_file, |text| {
+        let path = parse::path(text)?;
+        let text = String::from_utf8(parse::file(&path, MAX_PASSWORD_FILE_BYTES)?)
+            .map_err(|_| "the file is not UTF-8 text".to_owned())?;
+        match text.trim_end_matches(['\r', '\n']) {
+            "" => Err("the file is empty".to_owned()),
+            password => Ok(Some((path, Secret::from(password.to_owned())))),
+        }
+    })?;
+    match (username, password, from_file) {
+        (None, None, None) => Ok(None),
+        (_, Some(_), Some(_)) => Err(section.conflict("password", "give either password or password_file, not both")),
+        (None, _, _) => Err(section.conflict("password", "a password needs a username beside it")),
+        (Some(_), None, None) => {
+            Err(section.conflict("username", "a username needs a password or password_file beside it"))
+        }
+        (Some(username), Some(password), None) => Ok(Some(Credentials { username, password, password_file: None })),
+        (Some(username), None, Some((path, password))) => {
+            Ok(Some(Credentials { username, password, password_file: Some(path) }))
+        }
+    }
+}
+
+/// The registries that need no configuration.
+pub(super) fn well_known() -> Vec<RegistryConfig> {
+    let built = WELL_KNOWN.iter().map(|(host, endpoint)| {
+        let registry = host.parse().expect("the names of well-known registries are valid");
+        RegistryConfig::with_defaults(registry, endpoint).expect("the endpoints of well-known registries are valid")
+    });
+    built.collect()
+}
+
+/// The well-known registries, changed and joined by the sections of the file and by `--upstream`.
+pub(super) fn read(sections: Vec<Section>, overrides: &Overrides) -> Result<Vec<RegistryConfig>, Error> {
+    let mut registries = well_known();
+    let mut names = Names::default();
+    for mut section in sections {
+        let mut host = None;
+        section.text("host", &mut host, |text| parse::registry(text).map(Some))?;
+        let host = host.ok_or_else(|| section.conflict("host", "each [[registry]] needs a host"))?;
+        section.rename(format!("registry[{host}]"));
+        if !names.hosts.insert(host.clone()) {
+            return Err(section.conflict("host", "this registry is configured twice; keep one [[registry]] for it"));
+        }
+        let index = position(&mut registries, &host).map_err(|e| section.conflict("host", e))?;
+        registries[index].read(&mut section)?;
+        names.claim(&registries[index], &section)?;
+        section.finish()?;
+    }
+    apply_upstreams(&mut registries, overrides)?;
+    names.check_hosts(&registries)?;
+    Ok(registries)
+}
+
+/// Where the registry stands in the list; a new one is added at the end.
+fn position(registries: &mut Vec<RegistryConfig>, host: &Registry) -> Result<usize, String> {
+    if let Some(index) = registries.iter().position(|known| known.registry == *host) {
+        return Ok(index);
+    }
+    let added = RegistryConfig::with_defaults(host.clone(), host.as_str())
+        .map_err(|error| format!("https://{host} is not a URL ({error}); list its endpoints"))?;
+    registries.push(added);
+    Ok(registries.len() - 1)
+}
+
+/// `--upstream HOST=URL`: the first for a host replaces its endpoints, further ones add to them. Credentials stay with
+/// the origins that they were configured with: neither another server nor clear text gets them by a flag.
+fn apply_upstreams(registries: &mut Vec<RegistryConfig>, overrides: &Overrides) -> Result<(), Error> {
+    let mut replaced: BTreeMap<usize, Vec<Url>> = BTreeMap::new();
+    for text in &overrides.upstream {
+        let refuse = |expected: String| {
+            value_error(&Origin::Flag("--upstream"), "registry.endpoints", &Value::String(text.clone()), expected)
+        };
+        let (host, url) = text
+            .split_once('=')
+            .ok_or_else(|| refuse("write HOST=URL, such as docker.io=http://mirror:5000".into()))?;
+        let host = parse::registry(host).map_err(refuse)?;
+        let url = parse::endpoint(url).map_err(refuse)?;
+        let index = position(registries, &host).map_err(refuse)?;
+        let registry = &mut registries[index];
+        let configured = replaced.entry(index).or_insert_with(|| std::mem::take(&mut registry.endpoints));
+        if registry.endpoints.contains(&url) || registry.endpoints.len() >= MAX_ENDPOINTS {
+            return Err(refuse("the endpoint is given twice, or there are too many of them".into()));
+        }
+        if configured.iter().all(|known| known.origin() != url.origin()) {
+            registry.drops_credentials |= registry.credentials.take().is_some();
+        }
+        registry.endpoints.push(url);
+    }
+    Ok(())
+}
+
+/// Names that must mean one registry only, with the section that claimed each.
+#[derive(Default)]
+struct Names {
+    hosts: BTreeSet<Registry>,
+    aliases: BTreeMap<String, (Registry, Error)>,
+    virtual_hosts: BTreeMap<String, Registry>,
+}
+
+impl Names {
+    fn claim(&mut self, registry: &RegistryConfig, section: &Section) -> Result<(), Error> {
+        for alias in &registry.aliases {
+            if let Some((other, _)) = self.aliases.get(alias) {
+                return Err(section.conflict("aliases", format!("`{alias}` is an alias of {other} already")));
+            }
+            // Hosts may be named later in the file, so the error is made now and used when the hosts are known.
+            let clash = section.conflict("aliases", format!("`{alias}` is the host of a registry"));
+            self.aliases.insert(alias.clone(), (registry.registry.clone(), clash));
+        }
+        for host in &registry.virtual_hosts {
+            if let Some(other) = self.virtual_hosts.insert(host.clone(), registry.registry.clone()) {
+                return Err(section.conflict("virtual_hosts", format!("`{host}` is a virtual host of {other} already")));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_hosts(mut self, registries: &[RegistryConfig]) -> Result<(), Error> {
+        let clash = registries.iter().find_map(|known| self.aliases.remove(known.registry.as_str()));
+        clash.map_or(Ok(()), |(_, error)| Err(error))
+    }
+}

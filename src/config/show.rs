@@ -1,0 +1,118 @@
+//! The configuration as TOML.
+
+use super::Config;
+use super::RegistryConfig;
+use super::bandwidth::Bandwidth;
+use super::quantity::format_duration;
+use super::secret::REDACTED;
+use crate::telemetry::Format;
+use std::fmt::Display;
+use std::time::Duration;
+
+/// Writes every key, also those with defaults, so that nobody has to guess what is in force.
+pub(super) fn to_toml(config: &Config) -> String {
+    let mut out = Writer::default();
+    out.table("[server]");
+    out.list("listen", &config.server.listen);
+    out.text("default_registry", config.server.default_registry.as_ref().map_or("", |registry| registry.as_str()));
+    out.duration("shutdown_grace", config.server.shutdown_grace);
+    out.raw("max_connections", config.server.max_connections);
+    out.duration("header_timeout", config.server.header_timeout);
+    out.table("[admin]");
+    out.text("listen", config.admin.listen);
+    out.table("[storage]");
+    out.text("path", config.storage.path.display());
+    out.text("max_size", config.storage.max_size);
+    out.text("min_free", config.storage.min_free);
+    out.text("memory_cache", config.storage.memory_cache);
+    out.table("[upstream]");
+    out.bandwidth(&config.upstream.bandwidth);
+    out.raw("max_fills", config.upstream.max_fills);
+    out.table("[log]");
+    out.text("level", &config.log.level);
+    out.text(
+        "format",
+        match config.log.format {
+            Format::Text => "text",
+            Format::Json => "json",
+        },
+    );
+    out.table("[telemetry]");
+    out.text("otlp_endpoint", config.telemetry.otlp_endpoint.as_ref().map_or("", |url| url.as_str()));
+    out.text("service_name", &config.telemetry.service_name);
+    for registry in &config.registries {
+        out.registry(registry);
+    }
+    out.0
+}
+
+#[derive(Default)]
+struct Writer(String);
+
+impl Writer {
+    fn table(&mut self, header: &str) {
+        if !self.0.is_empty() {
+            self.0.push('\n');
+        }
+        self.0.push_str(header);
+        self.0.push('\n');
+    }
+
+    fn raw(&mut self, key: &str, value: impl Display) {
+        self.0.push_str(&format!("{key} = {value}\n"));
+    }
+
+    fn text(&mut self, key: &str, value: impl Display) {
+        self.raw(key, quoted(value));
+    }
+
+    fn duration(&mut self, key: &str, value: Duration) {
+        self.text(key, format_duration(value));
+    }
+
+    fn list<T: Display>(&mut self, key: &str, values: &[T]) {
+        let values: Vec<String> = values.iter().map(quoted).collect();
+        self.raw(key, format!("[{}]", values.join(", ")));
+    }
+
+    fn registry(&mut self, registry: &RegistryConfig) {
+        self.table("[[registry]]");
+        self.text("host", &registry.registry);
+        self.list("endpoints", &registry.endpoints);
+        self.list("aliases", &registry.aliases);
+        self.list("virtual_hosts", &registry.virtual_hosts);
+        if registry.drops_credentials {
+            self.0.push_str("# The credentials are not used: --upstream names another origin.\n");
+        }
+        if let Some(credentials) = &registry.credentials {
+            self.text("username", &credentials.username);
+            match &credentials.password_file {
+                Some(path) => self.text("password_file", path.display()),
+                None => self.text("password", REDACTED),
+            }
+        }
+        if let Some(path) = &registry.ca_file {
+            self.text("ca_file", path.display());
+        }
+        self.list("token_realms", &registry.token_realms);
+        self.duration("tag_ttl", registry.tag_ttl);
+        self.duration("stale_if_error", registry.stale_if_error);
+        self.duration("not_found_ttl", registry.not_found_ttl);
+        self.duration("connect_timeout", registry.connect_timeout);
+        self.duration("read_timeout", registry.read_timeout);
+        self.bandwidth(&registry.bandwidth);
+        self.raw("max_fills", registry.max_fills);
+        self.raw("lanes_per_blob", registry.lanes_per_blob);
+        self.text("abandon_policy", registry.abandon_policy.as_str());
+    }
+
+    fn bandwidth(&mut self, bandwidth: &Bandwidth) {
+        self.text("bandwidth_limit", bandwidth.limit.map_or_else(String::new, |limit| limit.to_string()));
+        let windows: Vec<String> = bandwidth.schedule.iter().map(ToString::to_string).collect();
+        self.raw("bandwidth_schedule", format!("[{}]", windows.join(", ")));
+    }
+}
+
+fn quoted(value: impl Display) -> String {
+    toml::Value::String(value.to_string()).to_string()
+}

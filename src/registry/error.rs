@@ -1,0 +1,246 @@
+//! Everything that can go wrong, as status, registry error code and a message that says what to do. Nothing else
+//! chooses the status of a failed request.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::StatusCode;
+
+use super::query::BadQuery;
+use super::route::Rejection;
+use super::target::NoTarget;
+use crate::oci::{InvalidName, Repository};
+use crate::pull::Error;
+
+/// Sent with a 429 whose registry did not say how long.
+const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(60);
+/// Longest text of another party that is repeated in a message.
+const MAX_REASON_CHARS: usize = 300;
+
+/// A refused or failed request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Failure {
+    pub(super) status: StatusCode,
+    /// An error code of the distribution specification or of its reference implementation.
+    pub(super) code: &'static str,
+    pub(super) message: String,
+    pub(super) retry_after: Option<Duration>,
+    /// A body may follow that nobody will read.
+    pub(super) close: bool,
+    /// How its lookup came out, where there was one.
+    pub(super) lookup: Lookup,
+}
+
+/// Who said no.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lookup {
+    /// Nothing was looked up.
+    None,
+    /// The upstream, just now.
+    Upstream,
+    /// The upstream, a short while ago.
+    Remembered,
+}
+
+impl Failure {
+    fn local(status: StatusCode, code: &'static str, message: String) -> Self {
+        Self { status, code, message, retry_after: None, close: false, lookup: Lookup::None }
+    }
+
+    /// The request's own form could be read in two ways by two parties.
+    pub(super) fn ambiguous(message: &'static str) -> Self {
+        Self { close: true, ..Self::local(StatusCode::BAD_REQUEST, "UNSUPPORTED", message.to_owned()) }
+    }
+
+    /// No part of the content was asked for.
+    pub(super) fn unsatisfiable_range(size_bytes: u64) -> Self {
+        let message = format!("the content has {size_bytes} bytes; none of them is in the range");
+        Self::local(StatusCode::RANGE_NOT_SATISFIABLE, "RANGE_INVALID", message)
+    }
+
+    /// The answer of the layers below to a request for this repository.
+    pub(super) fn pulling(error: &Error, repository: &Repository) -> Self {
+        use StatusCode as S;
+        let registry = &repository.registry;
+        let (status, code, message) = match error {
+            Error::UnknownRegistry => {
+                (S::NOT_FOUND, "NAME_UNKNOWN", format!("{registry} is not a registry of this cache"))
+            }
+            Error::ManifestUnknown { .. } => (
+                S::NOT_FOUND,
+                "MANIFEST_UNKNOWN",
+                format!("{repository} has no such manifest; check the tag or digest"),
+            ),
+            Error::BlobUnknown => (S::NOT_FOUND, "BLOB_UNKNOWN", format!("{repository} has no such blob")),
+            Error::NameUnknown => (S::NOT_FOUND, "NAME_UNKNOWN", format!("{registry} has no such repository")),
+            Error::ReferrersUnsupported => {
+                (S::NOT_FOUND, "UNSUPPORTED", format!("{registry} has no referrers API; use the tag schema"))
+            }
+            Error::Denied { reason, with_credentials: true } => {
+                let advice = "check the configured username and password of this registry and their rights";
+                let message = format!(
+                    "{registry} refused the configured credentials for {repository}; {advice}: {}",
+                    clip(reason)
+                );
+                (S::FORBIDDEN, "DENIED", message)
+            }
+            Error::Denied { reason, with_credentials: false } => {
+                let advice = "it may not exist, or be private: then configure credentials for this registry";
+                (S::FORBIDDEN, "DENIED", format!("{registry} denied {repository}; {advice}: {}", clip(reason)))
+            }
+            Error::RateLimited { .. } => {
+                let advice = "wait, or configure credentials for it to get a higher limit";
+                (S::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", format!("{registry} limits the rate of requests; {advice}"))
+            }
+            Error::UpstreamUnavailable { status } => {
+                (S::BAD_GATEWAY, "UNAVAILABLE", format!("{registry} answered {status}; try again later"))
+            }
+            Error::UpstreamUnreachable { reason } => {
+                let advice = "check the network, the proxy settings and the endpoints of this registry";
+                (S::BAD_GATEWAY, "UNAVAILABLE", format!("{registry} cannot be reached; {advice}: {}", clip(reason)))
+            }
+            Error::UpstreamTimedOut { what } => (
+                S::GATEWAY_TIMEOUT,
+                "UNAVAILABLE",
+                format!("{registry} did not answer in time ({what}); try again later"),
+            ),
+            Error::UpstreamWrong { reason } => {
+                (S::BAD_GATEWAY, "UNAVAILABLE", format!("{registry} sent what cannot be served: {}", clip(reason)))
+            }
+            Error::Internal { reason } => {
+                let advice = "see the log of the proxy";
+                (S::INTERNAL_SERVER_ERROR, "UNKNOWN", format!("the proxy failed; {advice}: {}", clip(reason)))
+            }
+        };
+        let lookup = match error {
+            Error::ManifestUnknown { is_remembered: true } => Lookup::Remembered,
+            _ => Lookup::Upstream,
+        };
+        Self { retry_after: retry_after(error), lookup, ..Self::local(status, code, message) }
+    }
+
+    /// The body of the distribution specification, "Error codes".
+    pub(super) fn body(&self) -> Bytes {
+        let error = serde_json::json!({ "code": self.code, "message": self.message });
+        serde_json::json!({ "errors": [error] }).to_string().into()
+    }
+}
+
+fn retry_after(error: &Error) -> Option<Duration> {
+    match error {
+        Error::RateLimited { retry_after } => Some(retry_after.unwrap_or(DEFAULT_RETRY_AFTER)),
+        _ => None,
+    }
+}
+
+fn clip(reason: &str) -> &str {
+    reason.char_indices().nth(MAX_REASON_CHARS).map_or(reason, |(end, _)| &reason[..end])
+}
+
+impl From<Rejection> for Failure {
+    fn from(rejection: Rejection) -> Self {
+        let (status, code) = match rejection {
+            Rejection::NotFound | Rejection::Catalog => (StatusCode::NOT_FOUND, "UNSUPPORTED"),
+            Rejection::Method => (StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED"),
+            Rejection::Path | Rejection::Name(InvalidName::Registry | InvalidName::Repository) => {
+                (StatusCode::BAD_REQUEST, "NAME_INVALID")
+            }
+            Rejection::Tag(_) => (StatusCode::BAD_REQUEST, "TAG_INVALID"),
+            Rejection::Digest(_) => (StatusCode::BAD_REQUEST, "DIGEST_INVALID"),
+        };
+        Self { close: rejection == Rejection::Method, ..Self::local(status, code, rejection.to_string()) }
+    }
+}
+
+impl From<BadQuery> for Failure {
+    fn from(bad: BadQuery) -> Self {
+        let code = match bad {
+            BadQuery::Namespace | BadQuery::RepeatedNamespace | BadQuery::TooLong => "NAME_INVALID",
+            BadQuery::Number => "PAGINATION_NUMBER_INVALID",
+            BadQuery::Last(_) => "TAG_INVALID",
+        };
+        Self::local(StatusCode::BAD_REQUEST, code, bad.to_string())
+    }
+}
+
+impl From<NoTarget> for Failure {
+    fn from(none: NoTarget) -> Self {
+        match none {
+            NoTarget::Unknown { .. } | NoTarget::Unnamed { .. } => {
+                Self::local(StatusCode::NOT_FOUND, "NAME_UNKNOWN", none.to_string())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::{InvalidDigest, InvalidTag};
+
+    fn text(words: &str) -> String {
+        words.to_owned()
+    }
+
+    #[test]
+    fn errors_of_the_layers_below() {
+        let repository = Repository { registry: "docker.io".parse().unwrap(), name: "library/alpine".parse().unwrap() };
+        let seconds = |seconds| Some(Duration::from_secs(seconds));
+        for (error, status, code, retry_after) in [
+            (Error::UnknownRegistry, 404, "NAME_UNKNOWN", None),
+            (Error::ManifestUnknown { is_remembered: false }, 404, "MANIFEST_UNKNOWN", None),
+            (Error::BlobUnknown, 404, "BLOB_UNKNOWN", None),
+            (Error::NameUnknown, 404, "NAME_UNKNOWN", None),
+            (Error::ReferrersUnsupported, 404, "UNSUPPORTED", None),
+            (Error::Denied { reason: text("no"), with_credentials: false }, 403, "DENIED", None),
+            (Error::Denied { reason: text("no"), with_credentials: true }, 403, "DENIED", None),
+            (Error::RateLimited { retry_after: seconds(7) }, 429, "TOOMANYREQUESTS", seconds(7)),
+            (Error::RateLimited { retry_after: None }, 429, "TOOMANYREQUESTS", Some(DEFAULT_RETRY_AFTER)),
+            (Error::UpstreamUnavailable { status: 503 }, 502, "UNAVAILABLE", None),
+            (Error::UpstreamUnreachable { reason: text("refused") }, 502, "UNAVAILABLE", None),
+            (Error::UpstreamTimedOut { what: "headers" }, 504, "UNAVAILABLE", None),
+            (Error::UpstreamWrong { reason: text("wrong digest") }, 502, "UNAVAILABLE", None),
+            (Error::Internal { reason: text("disk") }, 500, "UNKNOWN", None),
+        ] {
+            let failure = Failure::pulling(&error, &repository);
+            assert_eq!((failure.status.as_u16(), failure.code), (status, code), "{failure:?}");
+            assert_eq!(failure.retry_after, retry_after, "{failure:?}");
+            assert!(failure.message.contains("docker.io") || status >= 500, "{failure:?}");
+        }
+        let refused = Error::Denied { reason: text("no"), with_credentials: true };
+        assert!(Failure::pulling(&refused, &repository).message.contains("configured credentials"));
+    }
+
+    #[test]
+    fn errors_of_the_request() {
+        for (failure, status, code) in [
+            (Failure::from(Rejection::NotFound), 404, "UNSUPPORTED"),
+            (Failure::from(Rejection::Catalog), 404, "UNSUPPORTED"),
+            (Failure::from(Rejection::Method), 405, "UNSUPPORTED"),
+            (Failure::from(Rejection::Path), 400, "NAME_INVALID"),
+            (Failure::from(Rejection::Name(InvalidName::Repository)), 400, "NAME_INVALID"),
+            (Failure::from(Rejection::Tag(InvalidTag)), 400, "TAG_INVALID"),
+            (Failure::from(Rejection::Digest(InvalidDigest)), 400, "DIGEST_INVALID"),
+            (Failure::from(BadQuery::Namespace), 400, "NAME_INVALID"),
+            (Failure::from(BadQuery::RepeatedNamespace), 400, "NAME_INVALID"),
+            (Failure::from(BadQuery::Number), 400, "PAGINATION_NUMBER_INVALID"),
+            (Failure::from(BadQuery::Last(InvalidTag)), 400, "TAG_INVALID"),
+            (Failure::from(NoTarget::Unnamed { known: Vec::new() }), 404, "NAME_UNKNOWN"),
+            (Failure::unsatisfiable_range(5), 416, "RANGE_INVALID"),
+        ] {
+            assert_eq!((failure.status.as_u16(), failure.code), (status, code), "{failure:?}");
+            assert_eq!(failure.lookup, Lookup::None);
+        }
+    }
+
+    #[test]
+    fn bodies_are_json_whatever_the_reason_holds() {
+        let repository = Repository { registry: "a.example".parse().unwrap(), name: "b".parse().unwrap() };
+        let reason = format!("\"<\r\n\u{e9}{}", "é".repeat(2 * MAX_REASON_CHARS));
+        let failure = Failure::pulling(&Error::UpstreamWrong { reason }, &repository);
+        assert!(failure.message.chars().count() < 2 * MAX_REASON_CHARS);
+        let body: serde_json::Value = serde_json::from_slice(&failure.body()).unwrap();
+        assert_eq!(body["errors"][0]["code"], "UNAVAILABLE");
+        assert_eq!(body["errors"][0]["message"], failure.message);
+    }
+}

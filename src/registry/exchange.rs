@@ -1,0 +1,220 @@
+//! The account of one request: its id, span, metrics and line in the access log.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use http::request::Parts;
+use tracing::field::Empty;
+use tracing::{Span, info, info_span};
+
+use super::reply::Provenance;
+use super::target::Target;
+use crate::metrics::{Kind, Metrics, Source};
+
+/// Longest request id of a client that is kept.
+const MAX_REQUEST_ID_CHARS: usize = 128;
+/// How many sent bytes may wait before they are counted, so that a long download shows while it runs.
+const COUNT_EVERY_BYTES: u64 = 8 * 1024 * 1024;
+/// Stands for the registry of a request that has none.
+const NO_REGISTRY: &str = "-";
+/// The outcome of a request whose client left before it was answered.
+const ABANDONED: &str = "abandoned";
+
+/// Follows a request from its head to the last byte of its answer; dropping it writes the access log.
+#[derive(Debug)]
+pub(super) struct Exchange {
+    started: Instant,
+    metrics: Metrics,
+    span: Span,
+    method: String,
+    path: String,
+    request_id: String,
+    kind: Kind,
+    target: Option<Target>,
+    status: Option<u16>,
+    outcome: &'static str,
+    source: Source,
+    sent_bytes: u64,
+    uncounted_bytes: u64,
+    promised_bytes: Option<u64>,
+    ended: bool,
+}
+
+impl Exchange {
+    /// Starts the clock.
+    pub(super) fn begin(request: &Parts, metrics: Metrics) -> Self {
+        let given = request.headers.get("x-request-id").and_then(|value| value.to_str().ok());
+        let request_id = given.filter(|id| is_sane(id)).map_or_else(next_request_id, str::to_owned);
+        let (method, path) = (request.method.to_string(), request.uri.path().to_owned());
+        let span = info_span!("request", method, path, request_id, kind = Empty, status = Empty, outcome = Empty);
+        Self {
+            started: Instant::now(),
+            metrics,
+            span,
+            method,
+            path,
+            request_id,
+            kind: Kind::Other,
+            target: None,
+            status: None,
+            outcome: ABANDONED,
+            source: Source::Local,
+            sent_bytes: 0,
+            uncounted_bytes: 0,
+            promised_bytes: None,
+            ended: false,
+        }
+    }
+
+    /// Everything done for the request happens in this span.
+    pub(super) fn span(&self) -> Span {
+        self.span.clone()
+    }
+
+    /// A token: safe in a header and a log.
+    pub(super) fn request_id(&self) -> &str {
+        &self.request_id
+    }
+
+    pub(super) fn target(&self) -> Option<&Target> {
+        self.target.as_ref()
+    }
+
+    pub(super) fn is_of_kind(&mut self, kind: Kind) {
+        self.kind = kind;
+        self.span.record("kind", kind.as_str());
+    }
+
+    pub(super) fn is_about(&mut self, target: Target) {
+        self.target = Some(target);
+    }
+
+    /// The head of the answer is decided.
+    pub(super) fn answered(&mut self, status: u16, provenance: &Provenance) {
+        self.status = Some(status);
+        self.outcome = provenance.label;
+        self.source = provenance.source;
+        self.span.record("status", status).record("outcome", self.outcome);
+        self.metrics.first_byte(self.kind, self.started.elapsed().as_secs_f64());
+    }
+
+    /// The body will have this many bytes; `None` when that is not known.
+    pub(super) fn promise(&mut self, size_bytes: Option<u64>) {
+        self.promised_bytes = size_bytes;
+    }
+
+    /// Bytes of the body were handed over.
+    pub(super) fn sent(&mut self, bytes: u64) {
+        self.sent_bytes += bytes;
+        self.uncounted_bytes += bytes;
+        if self.uncounted_bytes >= COUNT_EVERY_BYTES {
+            self.count();
+        }
+    }
+
+    /// The body came to its clean end.
+    pub(super) fn ended(&mut self) {
+        self.ended = true;
+    }
+
+    fn count(&mut self) {
+        let bytes = std::mem::take(&mut self.uncounted_bytes);
+        if bytes > 0 {
+            self.metrics.bytes_sent(self.registry().unwrap_or(NO_REGISTRY), self.source, bytes);
+        }
+    }
+
+    fn registry(&self) -> Option<&str> {
+        self.target.as_ref().map(|target| target.registry.as_str())
+    }
+
+    fn is_complete(&self) -> bool {
+        match self.promised_bytes {
+            Some(promised) => self.status.is_some() && self.sent_bytes == promised,
+            None => self.ended,
+        }
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        self.count();
+        self.metrics.request(self.registry().unwrap_or(NO_REGISTRY), self.kind, self.outcome);
+        let repository = self.target.as_ref().and_then(|target| target.repository.as_ref());
+        info!(
+            parent: None,
+            method = self.method,
+            path = self.path,
+            registry = self.registry(),
+            repository = repository.map(|repository| display(&repository.name)),
+            kind = self.kind.as_str(),
+            status = self.status,
+            outcome = self.outcome,
+            bytes = self.sent_bytes,
+            complete = self.is_complete(),
+            duration_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            request_id = self.request_id,
+            "request"
+        );
+    }
+}
+
+fn is_sane(request_id: &str) -> bool {
+    let sane = |b: u8| b.is_ascii_alphanumeric() || b"-_.~+=:/@".contains(&b);
+    (1..=MAX_REQUEST_ID_CHARS).contains(&request_id.len()) && request_id.bytes().all(sane)
+}
+
+/// Unique within the process by its counter, and among processes by a random prefix.
+fn next_request_id() -> String {
+    static PREFIX: OnceLock<u64> = OnceLock::new();
+    static COUNTER: AtomicU64 = AtomicU64::new(1);
+    let prefix = PREFIX.get_or_init(|| RandomState::new().build_hasher().finish());
+    format!("{prefix:016x}-{:x}", COUNTER.fetch_add(1, Ordering::Relaxed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn request_ids() {
+        let longest = "a".repeat(MAX_REQUEST_ID_CHARS);
+        for id in ["7", "3f2a-11", "Root=1-67891233-abcdef", &longest] {
+            assert!(is_sane(id), "{id}");
+        }
+        let too_long = "a".repeat(MAX_REQUEST_ID_CHARS + 1);
+        for id in ["", "a b", "a\tb", "a\"b", "é", "a;b", &too_long] {
+            assert!(!is_sane(id), "{id}");
+        }
+        let (first, second) = (next_request_id(), next_request_id());
+        assert!(is_sane(&first) && first != second);
+    }
+
+    fn exchange() -> Exchange {
+        let (parts, ()) = http::Request::get("/v2/").body(()).unwrap().into_parts();
+        Exchange::begin(&parts, Metrics::disabled())
+    }
+
+    #[test]
+    fn complete_means_every_promised_byte() {
+        let mut known = exchange();
+        assert!(!known.is_complete(), "not answered yet");
+        known.answered(200, &Provenance::local());
+        known.promise(Some(5));
+        known.sent(3);
+        assert!(!known.is_complete());
+        known.sent(2);
+        assert!(known.is_complete());
+
+        let mut unknown = exchange();
+        unknown.answered(200, &Provenance::local());
+        unknown.promise(None);
+        unknown.sent(COUNT_EVERY_BYTES);
+        assert!(!unknown.is_complete());
+        unknown.ended();
+        assert!(unknown.is_complete());
+        assert_eq!(unknown.uncounted_bytes, 0);
+    }
+}

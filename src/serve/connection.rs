@@ -1,0 +1,213 @@
+//! One connection from accept to close.
+
+use std::convert::Infallible;
+use std::error::Error;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Buf;
+use http::{Request, Response, Version};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, warn};
+
+use super::Options;
+use super::socket::Socket;
+
+/// Rest after a failed `accept`: descriptors come back when connections end, not by asking again at once.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Longest request head, in bytes.
+const MAX_HEADER_BYTES: usize = 32 * 1024;
+/// Most headers of a request.
+const MAX_HEADERS: usize = 100;
+/// How long a closed connection is kept for what the client is still sending.
+const LINGER: Duration = Duration::from_secs(2);
+/// How much of it is read.
+const LINGER_BYTES: u64 = 16 * 1024 * 1024;
+/// Most connections that are being told that there are too many; those beyond are closed without a word.
+const MAX_REFUSALS: usize = 64;
+
+const TOO_MANY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
+    Docker-Distribution-Api-Version: registry/2.0\r\n\
+    Content-Type: application/json\r\n\
+    Retry-After: 5\r\n\
+    Connection: close\r\n\
+    Content-Length: 94\r\n\
+    \r\n\
+    {\"errors\":[{\"code\":\"UNAVAILABLE\",\"message\":\"the proxy has too many connections; try again\"}]}\n";
+
+/// What all connections share. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Connections {
+    http: http1::Builder,
+    permits: Arc<Semaphore>,
+    refusals: Arc<Semaphore>,
+    tasks: TaskTracker,
+    shutdown: CancellationToken,
+    cut: CancellationToken,
+}
+
+impl Connections {
+    pub(super) fn new(options: &Options, shutdown: CancellationToken) -> Self {
+        let mut http = http1::Builder::new();
+        // A client may close its sending side after the request; that is no reason to drop the answer.
+        http.timer(TokioTimer::new())
+            .header_read_timeout(options.header_timeout)
+            .half_close(true)
+            .max_header_size(MAX_HEADER_BYTES)
+            .max_headers(MAX_HEADERS);
+        Self {
+            http,
+            permits: Arc::new(Semaphore::new(options.max_connections.min(Semaphore::MAX_PERMITS))),
+            refusals: Arc::new(Semaphore::new(MAX_REFUSALS)),
+            tasks: TaskTracker::new(),
+            shutdown,
+            cut: CancellationToken::new(),
+        }
+    }
+
+    /// How many connections are open.
+    pub(super) fn open(&self) -> usize {
+        self.tasks.len()
+    }
+
+    /// Returns when no connection is left. None may be accepted any more.
+    pub(super) async fn drained(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    /// Drops every connection.
+    pub(super) async fn cut(&self) {
+        self.cut.cancel();
+        self.drained().await;
+    }
+
+    /// Accepts until the shutdown.
+    pub(super) async fn accept_from<H, F, B>(self, listener: TcpListener, handler: H)
+    where
+        H: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Response<B>> + Send + 'static,
+        B: http_body::Body + Send + 'static,
+        B::Data: Buf + Send,
+        B::Error: Into<Box<dyn Error + Send + Sync>>,
+    {
+        while let Some(accepted) = self.shutdown.run_until_cancelled(listener.accept()).await {
+            let (stream, peer) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) if is_of_one_client(&error) => continue,
+                Err(error) => {
+                    warn!(%error, "cannot accept connections; check the limit of open files");
+                    sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
+                self.refuse(stream, peer);
+                continue;
+            };
+            let (connections, handler) = (self.clone(), handler.clone());
+            self.tasks.spawn(async move {
+                let cut = connections.cut.clone();
+                cut.run_until_cancelled(connections.serve(stream, peer, handler)).await;
+                drop(permit);
+            });
+        }
+    }
+
+    async fn serve<H, F, B>(self, stream: TcpStream, peer: SocketAddr, handler: H)
+    where
+        H: Fn(Request<Incoming>) -> F,
+        F: Future<Output = Response<B>>,
+        B: http_body::Body + 'static,
+        B::Error: Into<Box<dyn Error + Send + Sync>>,
+    {
+        if let Err(error) = stream.set_nodelay(true) {
+            debug!(%peer, %error, "connection gone at once");
+            return;
+        }
+        let (socket, returned) = Socket::new(stream, peer);
+        let ends_by_closing = socket.ends_by_closing();
+        let served = {
+            let service = service_fn(|request| {
+                let (is_old, ends_by_closing) = (request.version() == Version::HTTP_10, ends_by_closing.clone());
+                let response = handler(request);
+                async move {
+                    let response = response.await;
+                    if is_old && response.body().size_hint().exact().is_none() {
+                        ends_by_closing.store(true, Ordering::Relaxed);
+                    }
+                    Ok::<_, Infallible>(response)
+                }
+            });
+            let mut connection = pin!(self.http.serve_connection(TokioIo::new(socket), service));
+            match self.shutdown.run_until_cancelled(connection.as_mut()).await {
+                Some(served) => served,
+                None => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            }
+        };
+        if let Err(error) = &served {
+            let cause = error.source().map(ToString::to_string);
+            debug!(%peer, %error, cause, "connection ended early");
+        }
+        if let Ok(closing) = returned.await
+            && !closing.is_reset
+            && (served.is_err() || !closing.ended_by_client)
+        {
+            close(closing.stream, served.is_err() || !self.shutdown.is_cancelled()).await;
+        }
+    }
+
+    /// Says that there are too many connections, as far as there is room to say it.
+    fn refuse(&self, stream: TcpStream, peer: SocketAddr) {
+        let Ok(permit) = Arc::clone(&self.refusals).try_acquire_owned() else {
+            return;
+        };
+        warn!(%peer, "too many connections; answering 503");
+        let cut = self.cut.clone();
+        self.tasks.spawn(async move {
+            // A new connection has room for this much, so it is written at once or not at all.
+            if matches!(stream.try_write(TOO_MANY), Ok(written) if written == TOO_MANY.len()) {
+                cut.run_until_cancelled(close(stream, true)).await;
+            }
+            drop(permit);
+        });
+    }
+}
+
+/// Ends a connection with FIN. Closing while the client still sends makes the system answer with RST, which can
+/// destroy an answer that the client has not read yet; so what it sends is taken for a while, and dropped.
+async fn close(mut stream: TcpStream, wait_for_more: bool) {
+    let unread = rustix::io::ioctl_fionread(&stream).unwrap_or(0);
+    if stream.shutdown().await.is_err() || (unread == 0 && !wait_for_more) {
+        return;
+    }
+    let rest = async {
+        let mut rest = stream.take(LINGER_BYTES);
+        let mut scratch = [0; 4096];
+        while matches!(rest.read(&mut scratch).await, Ok(read) if read > 0) {}
+    };
+    // Over the limit of time or bytes, the client gets its RST.
+    let _ = timeout(LINGER, rest).await;
+}
+
+fn is_of_one_client(error: &io::Error) -> bool {
+    use io::ErrorKind as K;
+    matches!(error.kind(), K::ConnectionAborted | K::ConnectionReset | K::ConnectionRefused | K::Interrupted)
+}
