@@ -1,0 +1,169 @@
+//! The socket side of the scripted registry: one answer at a time, spoiled byte by byte as its fault says.
+
+use std::os::fd::AsFd;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::AsyncRead;
+use tokio::io::AsyncWrite;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+
+use super::http1::Wire;
+use super::registry::Seen;
+use super::registry::Shared;
+use super::registry::Site;
+use super::script::Fault;
+use super::script::PIECE_BYTES;
+
+/// What was written before a reset gets that long to arrive: a reset throws away what is still on its way.
+const RESET_DELAY: Duration = Duration::from_millis(150);
+
+/// Takes connections until the task is aborted.
+pub(crate) async fn accept(shared: Arc<Shared>, listener: TcpListener, site: Site) {
+    // Dropped with this task, and every connection with it.
+    let mut connections = JoinSet::new();
+    while let Ok((stream, _)) = listener.accept().await {
+        let _ = stream.set_nodelay(true);
+        let shared = shared.clone();
+        let Ok(socket) = stream.as_fd().try_clone_to_owned() else { continue };
+        connections.spawn(async move {
+            let tls = shared.tls.clone().filter(|_| site == Site::Registry);
+            match tls {
+                None => serve(&shared, site, stream, &socket).await,
+                Some(acceptor) => {
+                    if let Ok(stream) = acceptor.accept(stream).await {
+                        serve(&shared, site, stream, &socket).await;
+                    }
+                }
+            }
+        });
+    }
+}
+
+async fn serve<S: AsyncRead + AsyncWrite + Unpin>(shared: &Shared, site: Site, stream: S, socket: &OwnedFd) {
+    let mut wire = Wire::new(stream);
+    while let Ok(Some((first, headers))) = wire.head().await {
+        let mut words = first.split(' ');
+        let (Some(method), Some(target)) = (words.next(), words.next()) else { return };
+        let (path, query) = target.split_once('?').unwrap_or((target, ""));
+        let seen = Seen {
+            site,
+            method: method.to_owned(),
+            path: path.to_owned(),
+            query: query.to_owned(),
+            headers,
+            status: 0,
+            body_bytes: 0,
+            finished: false,
+        };
+        let (index, fault) = shared.arrived(&seen);
+        let resets = fault.reset;
+        let outcome = reply(shared, index, &mut wire, &seen, fault).await;
+        shared.update(index, |seen| seen.finished = true);
+        let last = seen.headers.get("Connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));
+        if last || !matches!(outcome, Ok(true)) {
+            if resets {
+                tokio::time::sleep(RESET_DELAY).await;
+                let _ = rustix::net::sockopt::set_socket_linger(socket, Some(Duration::ZERO));
+            }
+            return;
+        }
+    }
+}
+
+/// Sends one answer; true when the connection can take the next request.
+async fn reply<S>(shared: &Shared, index: usize, wire: &mut Wire<S>, seen: &Seen, fault: Fault) -> std::io::Result<bool>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    if let Some(gate) = &fault.before_headers {
+        gate.pass().await;
+    }
+    let mut answer = shared.answer(seen, &fault);
+    for (name, value) in &fault.set_headers {
+        answer.headers.set(name, value.as_str());
+    }
+    let mut body = answer.body.to_vec();
+    if let Some(byte) = fault.corrupt.and_then(|position| body.get_mut(position)) {
+        *byte = !*byte;
+    }
+    let promised = (body.len() as i64 + fault.length_error).max(0) as usize;
+    body.truncate(promised);
+    let mut head = format!("HTTP/1.1 {} Scripted\r\n", answer.status);
+    for (name, value) in answer.headers.iter() {
+        head.push_str(&format!("{name}: {value}\r\n"));
+    }
+    if fault.chunked {
+        head.push_str("Transfer-Encoding: chunked\r\n");
+    } else if answer.headers.get("Content-Length").is_none() {
+        head.push_str(&format!("Content-Length: {promised}\r\n"));
+    }
+    head.push_str("\r\n");
+    shared.update(index, |seen| seen.status = answer.status);
+    wire.write(head.as_bytes()).await?;
+    if seen.method == "HEAD" {
+        return Ok(true);
+    }
+    if !send_body(shared, index, wire, &fault, &body).await? {
+        return Ok(false);
+    }
+    if fault.chunked {
+        wire.write(b"0\r\n\r\n").await?;
+    }
+    if let Some(surplus) = &fault.surplus {
+        wire.write(surplus).await?;
+    }
+    if promised > body.len() {
+        wire.finish_writing().await?;
+        return Ok(false);
+    }
+    Ok(true)
+}
+
+/// Sends the body piece by piece; false when the script cut it off.
+async fn send_body<S>(
+    shared: &Shared,
+    index: usize,
+    wire: &mut Wire<S>,
+    fault: &Fault,
+    body: &[u8],
+) -> std::io::Result<bool>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut position = 0;
+    loop {
+        if fault.cut_at == Some(position) {
+            if !fault.reset {
+                wire.finish_writing().await?;
+            }
+            return Ok(false);
+        }
+        if let Some((at, gate)) = &fault.hold_at
+            && *at == position
+        {
+            gate.pass().await;
+        }
+        if position == body.len() {
+            return Ok(true);
+        }
+        let stops = [fault.cut_at, fault.hold_at.as_ref().map(|(at, _)| *at)];
+        let stop = stops.into_iter().flatten().filter(|stop| *stop > position).min().unwrap_or(usize::MAX);
+        let end = stop.min(position + PIECE_BYTES).min(body.len());
+        let piece = &body[position..end];
+        if fault.chunked {
+            wire.write(format!("{:x}\r\n", piece.len()).as_bytes()).await?;
+            wire.write(piece).await?;
+            wire.write(b"\r\n").await?;
+        } else {
+            wire.write(piece).await?;
+        }
+        shared.update(index, |seen| seen.body_bytes += piece.len());
+        if let Some(pause) = fault.pause {
+            tokio::time::sleep(pause).await;
+        }
+        position = end;
+    }
+}

@@ -1,0 +1,35 @@
+# shellcheck shell=bash
+# dockerd with the docker client: `registry-mirrors` for docker.io, which sends no `ns`; other registries by path.
+
+docker_needs() { echo dockerd docker containerd runc; }
+
+docker_start() { # docker_start FOLDER PORT
+  cat >"$1/daemon.json" <<JSON
+{
+  "data-root": "$1/data",
+  "exec-root": "$1/exec",
+  "pidfile": "$1/docker.pid",
+  "hosts": ["unix://$1/docker.sock"],
+  "registry-mirrors": ["http://127.0.0.1:$2"],
+  "storage-driver": "overlay2",
+  "bridge": "none",
+  "iptables": false,
+  "ip6tables": false
+}
+JSON
+  mkdir -p "$1/client"
+  spawn "${1##*/}" dockerd --config-file "$1/daemon.json"
+  wait_for 45 "${1##*/}" docker_do "$1" 5 version
+}
+
+docker_do() { # docker_do FOLDER SECONDS ARGUMENT...
+  local folder=$1 seconds=$2
+  shift 2
+  DOCKER_CONFIG=$folder/client timeout --kill-after=5 "$seconds" docker --host "unix://$folder/docker.sock" "$@"
+}
+
+docker_pull() { docker_do "$1" 120 pull --quiet "$2"; }
+
+docker_run() { docker_do "$1" 60 run --rm --pull never --network none "$2"; }
+
+docker_stop() { stop "${1##*/}" 30; }
