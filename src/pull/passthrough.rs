@@ -97,7 +97,7 @@ impl PassThrough {
         if let Some(hasher) = self.hasher.take() {
             hasher.verify(&self.digest).map_err(|mismatch| {
                 tracing::error!(repository = %self.repository, %mismatch, "the upstream sent wrong content");
-                self.body.iter().for_each(|body| body.distrust_endpoint());
+                self.body.iter().for_each(|body| body.source().distrust());
                 ReadError::WrongContent
             })?;
         }

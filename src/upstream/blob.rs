@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::HeaderMap;
+use http::HeaderValue;
 use http::Method;
 use http::StatusCode;
 use http::header::CONTENT_RANGE;
+use http::header::ETAG;
 use reqwest::Response;
 use url::Url;
 
@@ -61,6 +63,22 @@ pub struct BlobHead {
     pub identity: Identity,
 }
 
+/// The endpoint that was asked for a blob, whatever it redirected to.
+#[derive(Clone, Debug)]
+pub struct Source(Arc<Endpoint>);
+
+impl Source {
+    /// Its base URL.
+    pub fn base(&self) -> &Url {
+        self.0.base()
+    }
+
+    /// Puts the other endpoints of the registry before this one for some minutes: its bytes were wrong.
+    pub fn distrust(&self) {
+        self.0.distrust();
+    }
+}
+
 /// A blob on its way. Its digest is not verified. Dropping it ends the transfer.
 pub struct BlobBody {
     response: Response,
@@ -98,14 +116,14 @@ impl BlobBody {
         &self.identity
     }
 
-    /// The base URL of the endpoint that was asked, whatever it redirected to.
-    pub fn endpoint(&self) -> &Url {
-        self.endpoint.base()
+    /// The validator that came with it (RFC 9110 section 8.8.3): another answer for the same bytes should have the same.
+    pub fn etag(&self) -> Option<&[u8]> {
+        self.response.headers().get(ETAG).map(HeaderValue::as_bytes)
     }
 
-    /// Puts the other endpoints of the registry before this one for some minutes: its bytes were wrong.
-    pub fn distrust_endpoint(&self) {
-        self.endpoint.distrust();
+    /// Who answered.
+    pub fn source(&self) -> Source {
+        Source(self.endpoint.clone())
     }
 
     /// The next bytes; `None` at the clean end. Fails with `Cut` when the connection ends before the announced length,

@@ -57,6 +57,7 @@ use crate::oci::Repository;
 pub use self::blob::BlobBody;
 pub use self::blob::BlobHead;
 pub use self::blob::Part;
+pub use self::blob::Source;
 pub use self::error::Error;
 pub use self::error::SetupError;
 pub use self::listing::ReferrersPage;

@@ -41,9 +41,12 @@ impl World {
     }
 
     async fn proxy(&self) -> Proxy {
+        self.setup().start().await
+    }
+
+    fn setup(&self) -> Setup {
         let endpoints = vec![self.first.url(), self.second.url()];
-        let registry = Registry::new(REGISTRY, &self.first.url()).set("endpoints", endpoints);
-        Setup::new(&[registry]).each("read_timeout", "1s").each("connect_timeout", "1s").start().await
+        Setup::new(&[Registry::new(REGISTRY, &self.first.url()).set("endpoints", endpoints)])
     }
 }
 
@@ -80,7 +83,7 @@ async fn the_second_endpoint_goes_on_where_the_first_refuses() {
 async fn the_second_endpoint_goes_on_where_the_first_fell_silent() {
     let world = World::start(3).await;
     world.first.rule(on("GET", &world.path).stall_at(SIZE / 2));
-    let proxy = world.proxy().await;
+    let proxy = world.setup().each("read_timeout", "1s").start().await;
     proxy.get(&world.path).await.assert_body(200, &world.bytes);
     assert!(world.second.body_bytes_sent(&world.path) < SIZE / 2 + MIB);
 }

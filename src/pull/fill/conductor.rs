@@ -25,6 +25,7 @@ use crate::store::Want;
 use crate::upstream;
 use crate::upstream::BlobBody;
 use crate::upstream::Identity;
+use crate::upstream::Source;
 
 use super::Broken;
 use super::lane::Arrival;
@@ -97,21 +98,19 @@ pub(super) struct Conductor<'a> {
     tasks: JoinSet<(u64, Landing)>,
     flying: BTreeMap<u64, Flying>,
     next_number: u64,
-    /// The most private identity that any part came by.
-    identity: Identity,
     takes_ranges: bool,
     side_failures: usize,
     delays: ExponentialBackoff,
     retry_at: Instant,
     deserted_since: Option<Instant>,
-    last_body: Option<BlobBody>,
 }
 
 /// A download whose bytes are all there, unproven.
 pub(super) struct Brought {
+    /// The most private identity that any part came by.
     pub(super) identity: Identity,
-    /// The answer that ended last: the endpoint to distrust when the bytes are wrong.
-    pub(super) last_body: Option<BlobBody>,
+    /// Who answered last: the one to distrust when the bytes are wrong.
+    pub(super) source: Source,
 }
 
 impl<'a> Conductor<'a> {
@@ -125,19 +124,16 @@ impl<'a> Conductor<'a> {
             tasks: JoinSet::new(),
             flying: BTreeMap::new(),
             next_number: 0,
-            identity: Identity::Anonymous,
             takes_ranges: true,
             side_failures: 0,
             delays: resume_delays(),
             retry_at: Instant::now(),
             deserted_since: None,
-            last_body: None,
         }
     }
 
     /// Brings all bytes into the spool, over as many answers of the upstream as it takes.
     pub(super) async fn download(mut self, first: BlobBody) -> Result<Brought, Broken> {
-        self.notice(&first);
         match self.spool.gap(0) {
             Some((start, _)) if first.start() <= start => self.launch(Role::Main, start, None, Some(first)),
             // What is parked changed since it was looked at: the first answer is of no use.
@@ -161,13 +157,8 @@ impl<'a> Conductor<'a> {
                 return Err(Broken::Deserted);
             }
         }
-        Ok(Brought { identity: self.identity, last_body: self.last_body })
-    }
-
-    fn notice(&mut self, body: &BlobBody) {
-        if matches!(body.identity(), Identity::Account(_)) {
-            self.identity = body.identity().clone();
-        }
+        let (identity, source) = self.plan.provenance.get();
+        Ok(Brought { identity, source })
     }
 
     // === Take-off ===
@@ -296,13 +287,8 @@ impl<'a> Conductor<'a> {
         if has_news {
             self.delays = resume_delays();
         }
-        if let Some(body) = &landing.body {
-            self.notice(body);
-            self.takes_ranges &= body.start() == lane.course.start() || lane.role == Role::Main;
-        }
-        // A body that was left early must not keep its connection.
-        if matches!(landing.outcome, Ok(Arrival::BodyEnd)) {
-            self.last_body = landing.body;
+        if let Some(start) = landing.body_start {
+            self.takes_ranges &= start == lane.course.start() || lane.role == Role::Main;
         }
         match landing.outcome {
             Ok(Arrival::BodyEnd) if self.spool.size_bytes().is_none() => {

@@ -1,6 +1,8 @@
 //! One lane of a download: one answer of the upstream, moved into the spool.
 
 use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
@@ -15,7 +17,9 @@ use crate::store::Lane;
 use crate::store::WriteError;
 use crate::upstream;
 use crate::upstream::BlobBody;
+use crate::upstream::Identity;
 use crate::upstream::Part;
+use crate::upstream::Source;
 use crate::upstream::Upstream;
 
 use super::Broken;
@@ -35,6 +39,41 @@ pub(super) struct Plan {
     pub(super) size_bytes: Option<u64>,
     /// By all lanes so far.
     pub(super) brought_bytes: AtomicU64,
+    pub(super) provenance: Provenance,
+}
+
+/// Where a download's bytes come from. Noted before an answer's first byte is written, so that it never lags behind them.
+#[derive(Debug)]
+pub(super) struct Provenance {
+    identity_and_source: Mutex<(Identity, Source)>,
+    etag: Option<Box<[u8]>>,
+}
+
+impl Provenance {
+    pub(super) fn new(first: &BlobBody) -> Self {
+        let identity_and_source = Mutex::new((first.identity().clone(), first.source()));
+        Self { identity_and_source, etag: first.etag().map(Into::into) }
+    }
+
+    /// The most private identity, and who answered last.
+    pub(super) fn get(&self) -> (Identity, Source) {
+        self.identity_and_source.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn note(&self, body: &BlobBody, digest: &Digest) {
+        let mut noted = self.identity_and_source.lock().unwrap_or_else(PoisonError::into_inner);
+        if matches!(body.identity(), Identity::Account(_)) {
+            noted.0 = body.identity().clone();
+        }
+        noted.1 = body.source();
+        // Servers of one registry may well mark the same bytes differently: the digest decides, not this.
+        if let (Some(was), Some(is)) = (self.etag.as_deref(), body.etag())
+            && was != is
+        {
+            let (was, is) = (was.escape_ascii(), is.escape_ascii());
+            tracing::info!(%digest, endpoint = %noted.1.base(), %was, %is, "another answer has another ETag");
+        }
+    }
 }
 
 /// Where a lane is, and where it should stop. The conductor may bring the end nearer while the lane flies.
@@ -89,8 +128,8 @@ impl Course {
 /// How a lane ended.
 pub(super) struct Landing {
     pub(super) outcome: Result<Arrival, Broken>,
-    /// The answer that it flew on, where there was one.
-    pub(super) body: Option<BlobBody>,
+    /// Where the answer that it flew on began, where there was one.
+    pub(super) body_start: Option<u64>,
 }
 
 /// Where a lane that did not break ended.
@@ -116,9 +155,11 @@ pub(super) async fn fly(
         Some(body) => body,
         None => match open(&plan, &course).await {
             Ok(body) => body,
-            Err(broken) => return Landing { outcome: Err(broken), body: None },
+            Err(broken) => return Landing { outcome: Err(broken), body_start: None },
         },
     };
+    plan.provenance.note(&body, &plan.digest);
+    let body_start = Some(body.start());
     let outcome = match check(&plan, &course, &body) {
         Ok(known_bytes) if must_be_exact && known_bytes > 0 => {
             Err(Broken::Changed("it does not send parts".to_owned()))
@@ -126,7 +167,7 @@ pub(super) async fn fly(
         Ok(known_bytes) => pump(&plan, &mut body, &mut lane, &course, known_bytes).await,
         Err(broken) => Err(broken),
     };
-    Landing { outcome, body: Some(body) }
+    Landing { outcome, body_start }
 }
 
 async fn open(plan: &Plan, course: &Course) -> Result<BlobBody, Broken> {

@@ -31,6 +31,7 @@ use crate::upstream::Part;
 use self::conductor::Brought;
 use self::conductor::Conductor;
 use self::lane::Plan;
+use self::lane::Provenance;
 use super::Inner;
 use super::access;
 use super::error::Error;
@@ -186,6 +187,7 @@ impl Fill<'_> {
             digest: *self.digest,
             size_bytes: first.total_bytes(),
             brought_bytes: AtomicU64::new(0),
+            provenance: Provenance::new(&first),
         };
         let policy = self.inner.fill_policies.get(&self.repository.registry).copied().unwrap_or_default();
         let stop = self.inner.stop.clone();
@@ -201,8 +203,8 @@ impl Fill<'_> {
                 return tracing::error!(digest = %self.digest, %error, "a download could not be read back");
             }
             Err(FinishError::Mismatch(mismatch)) => {
-                let endpoint = brought.last_body.as_ref().map(|body| body.endpoint().as_str());
-                brought.last_body.iter().for_each(BlobBody::distrust_endpoint);
+                let endpoint = brought.source.base().as_str();
+                brought.source.distrust();
                 self.inner.metrics.fill_failure("digest");
                 return tracing::error!(repository = %self.repository, endpoint, %mismatch, "the upstream sent wrong content");
             }
