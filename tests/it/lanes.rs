@@ -1,7 +1,5 @@
 //! Ranges of a blob that is not here yet, far ahead of the download: fetched for themselves, and never twice.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use futures_util::future::join_all;
 
@@ -40,6 +38,12 @@ fn assert_one_copy(upstream: &ScriptedRegistry, path: &str) {
 fn asked(upstream: &ScriptedRegistry, path: &str) -> Vec<(String, usize)> {
     let part = |seen: &Seen| seen.headers.get("Range").unwrap_or("all").to_owned();
     upstream.seen("GET", path).iter().map(|seen| (part(seen), seen.body_bytes)).collect()
+}
+
+/// Waits until `count` requests for a part were answered to the end, or given up by the proxy.
+async fn parts_ended(upstream: &ScriptedRegistry, count: usize) {
+    let is_part = |seen: &&Seen| seen.finished && seen.headers.get("Range").is_some();
+    upstream.wait_until(|log| log.iter().filter(is_part).count() >= count).await;
 }
 
 #[tokio::test]
@@ -167,8 +171,8 @@ async fn an_upstream_that_ignores_ranges_is_not_downloaded_twice() {
     let whole = proxy.open(&path).await;
     gate.reached().await;
     let far = proxy.open_range(&path, "bytes=14000000-14065535").await;
-    // Long enough for a second request, answered with all of it, to be made and given up.
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    // A second request, answered with all of it, is made and given up.
+    parts_ended(&upstream, 1).await;
     gate.release();
     far.reply().await.assert_body(206, &bytes[14_000_000..14_065_536]);
     whole.reply().await.assert_body(200, &bytes);
@@ -188,7 +192,7 @@ async fn a_far_range_that_cannot_be_fetched_alone_comes_with_the_rest() {
         let whole = proxy.open(&path).await;
         gate.reached().await;
         let far = proxy.open_range(&path, "bytes=14000000-14065535").await;
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        parts_ended(&upstream, 1).await;
         gate.release();
         far.reply().await.assert_body(206, &bytes[14_000_000..14_065_536]);
         whole.reply().await.assert_body(200, &bytes);
@@ -206,7 +210,7 @@ async fn wrong_bytes_in_a_far_range_make_nothing_complete() {
     let whole = proxy.open(&path).await;
     gate.reached().await;
     let far = proxy.open_range(&path, "bytes=14000000-14065535").await;
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    parts_ended(&upstream, 1).await;
     gate.release();
     assert!(!whole.reply().await.is_poison(&bytes));
     far.reply().await;
