@@ -40,6 +40,13 @@ fn asked(upstream: &ScriptedRegistry, path: &str) -> Vec<(String, usize)> {
     upstream.seen("GET", path).iter().map(|seen| (part(seen), seen.body_bytes)).collect()
 }
 
+/// Lets the bytes flow once every eighth of the blob has been asked for: lanes that knew of each other too late would run
+/// into each other, as far as this machine is behind.
+async fn release_all(upstream: &ScriptedRegistry, path: &str, gate: &Gate) {
+    upstream.wait_for("GET", path, 8).await;
+    gate.release();
+}
+
 /// Waits until `count` requests for a part were answered to the end, or given up by the proxy.
 async fn parts_ended(upstream: &ScriptedRegistry, count: usize) {
     let is_part = |seen: &&Seen| seen.finished && seen.headers.get("Range").is_some();
@@ -119,7 +126,8 @@ async fn a_first_range_far_into_a_cold_blob() {
 #[tokio::test]
 async fn parallel_ranges_and_the_whole_share_one_copy() {
     let (upstream, bytes, path) = cold(5).await;
-    upstream.rule(on("GET", &path).bytes_per_second(PACE));
+    let gate = Gate::new();
+    upstream.rule(on("GET", &path).hold_at(KIB, &gate).bytes_per_second(PACE));
     let proxy = Proxy::of(&upstream).start().await;
     let parts = join_all((0..8).map(|part| {
         let (proxy, path, bytes) = (&proxy, &path, &bytes);
@@ -129,7 +137,7 @@ async fn parallel_ranges_and_the_whole_share_one_copy() {
             reply.assert_body(206, &bytes[start..end]);
         }
     }));
-    let (_, whole) = tokio::join!(parts, proxy.get(&path));
+    let (_, whole, ()) = tokio::join!(parts, proxy.get(&path), release_all(&upstream, &path, &gate));
     whole.assert_body(200, &bytes);
     proxy.get_until_hit(&path).await.assert_body(200, &bytes);
     assert_one_copy(&upstream, &path);
@@ -138,7 +146,8 @@ async fn parallel_ranges_and_the_whole_share_one_copy() {
 #[tokio::test]
 async fn open_ended_ranges_that_are_left_early() {
     let (upstream, bytes, path) = cold(6).await;
-    upstream.rule(on("GET", &path).bytes_per_second(PACE));
+    let gate = Gate::new();
+    upstream.rule(on("GET", &path).hold_at(KIB, &gate).bytes_per_second(PACE));
     let proxy = Proxy::of(&upstream).start().await;
     let parts = join_all((0..8).map(|part| {
         let (proxy, path, bytes) = (&proxy, &path, &bytes);
@@ -152,7 +161,7 @@ async fn open_ended_ranges_that_are_left_early() {
             assert!(incoming.received()[..SIZE / 8] == bytes[start..start + SIZE / 8], "wrong bytes from {start} on");
         }
     }));
-    parts.await;
+    tokio::join!(parts, release_all(&upstream, &path, &gate));
     proxy.get_until_hit(&path).await.assert_body(200, &bytes);
     let asked = asked(&upstream, &path);
     assert!(asked.len() <= 16, "{asked:?}");

@@ -165,6 +165,7 @@ async fn a_large_download_without_clients_is_left_and_taken_up_again() {
     assert!(within(PATIENCE, incoming.read(size / 10)).await);
     drop(incoming);
     proxy.wait_metric_above("forebay_fill_failures_total", &["reason=\"parked\""], 0.0).await;
+    proxy.wait_no_fill().await;
     proxy.get(&path).await.assert_body(200, &bytes);
     proxy.get_until_hit(&path).await.assert_body(200, &bytes);
     let sent = upstream.body_bytes_sent(&path);
