@@ -27,11 +27,12 @@ async fn cold(seed: u64) -> (ScriptedRegistry, Bytes, String) {
     (upstream, bytes, path)
 }
 
-/// Asserts that no more than one copy and 5 % came from the upstream.
-#[track_caller]
-fn assert_one_copy(upstream: &ScriptedRegistry, path: &str) {
-    let sent = upstream.body_bytes_sent(path);
-    assert!(sent <= SIZE + SIZE / 20, "{sent} bytes for a blob of {SIZE}: {:?}", asked(upstream, path));
+/// Asserts that the proxy took in no more than one copy and some surplus. What the registry has written says less: on a machine that
+/// is behind, the system holds some of it when a lane ends.
+async fn assert_one_copy(proxy: &Proxy, surplus: usize, upstream: &ScriptedRegistry, path: &str) {
+    let taken = proxy.metric("forebay_upstream_bytes_total", &[]).await.unwrap();
+    assert!(taken >= SIZE as f64, "{taken} bytes of a blob of {SIZE} were counted");
+    assert!(taken <= (SIZE + surplus) as f64, "{taken} bytes for a blob of {SIZE}: {:?}", asked(upstream, path));
 }
 
 /// What was asked for, for the message of a failure.
@@ -89,7 +90,7 @@ async fn a_far_range_does_not_wait_for_what_lies_before_it() {
         gate.release();
         whole.reply().await.assert_body(200, &bytes);
         proxy.get_until_hit(&path).await.assert_body(200, &bytes);
-        assert_one_copy(&upstream, &path);
+        assert_one_copy(&proxy, SIZE / 20, &upstream, &path).await;
     }
 }
 
@@ -120,7 +121,7 @@ async fn a_first_range_far_into_a_cold_blob() {
     let proxy = Proxy::of(&upstream).start().await;
     proxy.range(&path, "bytes=15000000-15099999").await.assert_body(206, &bytes[15_000_000..15_100_000]);
     proxy.get_until_hit(&path).await.assert_body(200, &bytes);
-    assert_one_copy(&upstream, &path);
+    assert_one_copy(&proxy, SIZE / 20, &upstream, &path).await;
 }
 
 #[tokio::test]
@@ -140,7 +141,7 @@ async fn parallel_ranges_and_the_whole_share_one_copy() {
     let (_, whole, ()) = tokio::join!(parts, proxy.get(&path), release_all(&upstream, &path, &gate));
     whole.assert_body(200, &bytes);
     proxy.get_until_hit(&path).await.assert_body(200, &bytes);
-    assert_one_copy(&upstream, &path);
+    assert_one_copy(&proxy, SIZE / 20, &upstream, &path).await;
 }
 
 #[tokio::test]
@@ -166,8 +167,7 @@ async fn open_ended_ranges_that_are_left_early() {
     let asked = asked(&upstream, &path);
     assert!(asked.len() <= 16, "{asked:?}");
     // Those who left early did not say where they would: a lane may have run on into its neighbour's part.
-    let sent = upstream.body_bytes_sent(&path);
-    assert!(sent <= SIZE + SIZE / 4, "{sent} bytes for a blob of {SIZE}: {asked:?}");
+    assert_one_copy(&proxy, SIZE / 4, &upstream, &path).await;
 }
 
 #[tokio::test]
