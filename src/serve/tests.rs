@@ -66,6 +66,7 @@ fn options() -> Options {
         max_connections: 8,
         header_timeout: Duration::from_secs(5),
         shutdown_grace: Duration::from_secs(5),
+        tls: None,
     }
 }
 
@@ -73,9 +74,9 @@ async fn start<H, F, B>(options: Options, handler: H) -> (SocketAddr, Cancellati
 where
     H: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
-    B: http_body::Body + Send + 'static,
-    B::Data: Buf + Send,
-    B::Error: Into<Box<dyn Error + Send + Sync>>,
+    B: Body + Unpin + Send + 'static,
+    B::Data: Into<Piece>,
+    B::Error: Into<BoxError>,
 {
     let listeners = Listeners::bind(&options).await.unwrap();
     let address = listeners.addresses()[0];
