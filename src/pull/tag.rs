@@ -28,14 +28,19 @@ use super::outcome::Outcome;
 use super::outcome::StaleReason;
 
 pub(super) async fn manifest(inner: &Arc<Inner>, repository: &Repository, tag: &Tag) -> Result<Manifest, Error> {
+    // A tag that is gone has no record, so a fresh one needs no look at those that are absent.
+    let record = match judged(inner, repository, tag)? {
+        Judged::Fresh(record) => return manifest::by_digest(inner, repository, &record.digest).await,
+        Judged::Check(record) => Some(record),
+        Judged::Unusable => None,
+    };
     let key = (repository.clone(), tag.clone());
     if inner.absent_tags.get(&key).is_some_and(|until| Instant::now() < until) {
         return Err(Error::ManifestUnknown { is_remembered: true });
     }
-    let known = match judged(inner, repository, tag)? {
-        Judged::Fresh(record) => return manifest::by_digest(inner, repository, &record.digest).await,
-        Judged::Check(record) => manifest::granted(inner, repository, &record.digest).await,
-        Judged::Unusable => None,
+    let known = match record {
+        Some(record) => manifest::granted(inner, repository, &record.digest).await,
+        None => None,
     };
     let is_troubled = inner.troubled.get(&repository.registry).is_some_and(|until| Instant::now() < until);
     if let Some(known) = known.as_ref().filter(|_| is_troubled) {

@@ -98,6 +98,15 @@ impl Reader {
     }
 }
 
+#[cfg(test)]
+impl Reader {
+    /// The next piece, read where it is in a file.
+    pub(super) async fn next_bytes(&mut self) -> Option<Result<Bytes, ReadError>> {
+        let next = self.next().await?;
+        Some(next.and_then(|piece| piece.into_bytes().map_err(ReadError::of_disk)))
+    }
+}
+
 /// At least one byte from the start of a non-empty range: as a part of the file when that can be sent without waiting for
 /// the disk, else read off-thread.
 async fn next_piece(file: &Arc<File>, range: Range<u64>) -> Result<Piece, ReadError> {
