@@ -31,7 +31,7 @@ use anyhow::bail;
 use crate::table::Table;
 
 const CASE_TIMEOUT: Duration = Duration::from_secs(600);
-const CASES: [&str; 11] = [
+const CASES: [&str; 12] = [
     "hit-blobs",
     "hit-tls",
     "hit-small",
@@ -43,6 +43,7 @@ const CASES: [&str; 11] = [
     "cut",
     "cold-wall",
     "memory",
+    "bandwidth",
 ];
 /// Takes as long as it is told to, so it runs only when it is named.
 const SOAK: &str = "soak";
@@ -138,6 +139,7 @@ async fn case(name: &str, options: &Options, table: &mut Table) -> Result<()> {
         "far-range" => cases::ranges::far(options, table).await,
         "cut" => cases::cut::run(options, table).await,
         "cold-wall" => cases::cold_wall::run(options, table).await,
-        _ => cases::memory::run(options, table).await,
+        "memory" => cases::memory::run(options, table).await,
+        _ => cases::bandwidth::run(options, table).await,
     }
 }

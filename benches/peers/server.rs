@@ -68,11 +68,18 @@ impl Server {
 
     /// Forebay with nothing but defaults, apart from addresses and directories.
     pub(crate) fn forebay(upstream: &Upstream) -> Result<Self> {
-        Self::forebay_with(upstream, None)
+        Self::forebay_with(upstream, &[])
     }
 
-    /// The same, speaking TLS where there are certificates.
-    pub(crate) fn forebay_with(upstream: &Upstream, tls: Option<&TlsFiles>) -> Result<Self> {
+    /// Forebay that speaks TLS where there are certificates.
+    pub(crate) fn forebay_tls(upstream: &Upstream, tls: Option<&TlsFiles>) -> Result<Self> {
+        let Some(TlsFiles { cert, key }) = tls else { return Self::forebay(upstream) };
+        let files = format!("{{ cert = \"{}\", key = \"{}\" }}", cert.display(), key.display());
+        Self::forebay_with(upstream, &[("FOREBAY_SERVER__TLS", &files)])
+    }
+
+    /// Forebay with some settings, each by its name in the environment.
+    pub(crate) fn forebay_with(upstream: &Upstream, settings: &[(&str, &str)]) -> Result<Self> {
         let home = TempDir::new()?;
         let program = forebay_program();
         let mut command = Command::new(&program);
@@ -81,10 +88,7 @@ impl Server {
         command.env_clear().env("HOME", home.path());
         // A full disk would make it pass bytes through, which is not what is measured here.
         command.env("FOREBAY_STORAGE__MIN_FREE", "64MiB");
-        if let Some(TlsFiles { cert, key }) = tls {
-            let files = format!("{{ cert = \"{}\", key = \"{}\" }}", cert.display(), key.display());
-            command.env("FOREBAY_SERVER__TLS", files);
-        }
+        command.envs(settings.iter().copied());
         let child = spawn(command, &home).with_context(|| format!("cannot start {}", program.display()))?;
         let mut server = Self { address: SocketAddr::from(([127, 0, 0, 1], 0)), child, home };
         let deadline = Instant::now() + START_TIMEOUT;

@@ -42,7 +42,7 @@ const MAX_STREAMS: u32 = 128;
 /// How often the other end of an HTTP/2 connection is asked whether it is still there, and how long it may take to say so.
 const PING: Duration = Duration::from_secs(20);
 /// How long a closed connection is kept for what the client is still sending.
-const LINGER: Duration = Duration::from_secs(2);
+pub(super) const LINGER: Duration = Duration::from_secs(2);
 /// How much of it is read.
 const LINGER_BYTES: u64 = 16 * 1024 * 1024;
 /// Most connections that are being told that there are too many; those beyond are closed without a word.

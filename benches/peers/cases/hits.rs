@@ -96,7 +96,7 @@ async fn blob_peers(tls: Option<(&crate::server::TlsFiles, &TlsConnector)>) -> R
     let files = [(blob.path(), Content::Blob(blob.clone()))];
     let certificates = tls.map(|(files, _)| files);
     let peers = Peers {
-        forebay: Server::forebay_with(&upstream, certificates)?,
+        forebay: Server::forebay_tls(&upstream, certificates)?,
         nginx: Server::nginx(&files, certificates)?,
         docker_registry: match tls {
             None => Server::start(crate::server::Kind::DockerRegistry, &upstream)?,
