@@ -344,7 +344,7 @@ mod tests {
         let seconds = Duration::from_secs;
         let own = upstream.registries.iter().find(|known| known.registry.as_str() == "a.io").unwrap();
         assert_eq!((own.connect_timeout, own.read_timeout), (seconds(3), seconds(7)));
-        let serve = serve_options(&config);
+        let serve = serve_options(&config, None);
         assert_eq!((serve.shutdown_grace, serve.header_timeout), (seconds(11), seconds(13)));
     }
 
