@@ -71,7 +71,7 @@ pub async fn run(config: Config, telemetry: &Telemetry, end_at_once: fn() -> !) 
     }
     // Ports before data: a second forebay should say that its port is in use before it touches anything.
     let listeners = Listeners::bind(&serve_options(&config)).await?;
-    let admin = Admin::bind(admin::Options { listen: config.admin.listen })?;
+    let admin = Admin::bind(admin_options(&config))?;
     let store = store_options(&config);
     let store = tokio::task::block_in_place(|| Store::open(&store, metrics.clone()))?;
     let puller = Puller::new(pull_options(&config), store.clone(), upstream, metrics.clone());
@@ -80,10 +80,16 @@ pub async fn run(config: Config, telemetry: &Telemetry, end_at_once: fn() -> !) 
     for address in listeners.addresses() {
         tracing::info!(listener = "registry", %address, "listening");
     }
+    let control = admin::Control {
+        readiness: readiness.clone(),
+        metrics_text: Arc::new(move || prometheus.text()),
+        store: store.clone(),
+        puller: puller.clone(),
+        log_level: telemetry.level(),
+        runtime: tokio::runtime::Handle::current(),
+    };
     let admin_stop = CancellationToken::new();
-    let admin_thread = admin
-        .spawn(readiness.clone(), Arc::new(move || prometheus.text()), admin_stop.clone())
-        .context("cannot start the admin port")?;
+    let admin_thread = admin.spawn(control, admin_stop.clone()).context("cannot start the admin port")?;
     readiness.set_ready();
     tracing::info!(startup_ms = started.elapsed().as_millis(), version = env!("CARGO_PKG_VERSION"), "ready");
 
@@ -174,6 +180,11 @@ fn serve_options(config: &Config) -> serve::Options {
         header_timeout: config.server.header_timeout,
         shutdown_grace: config.server.shutdown_grace,
     }
+}
+
+fn admin_options(config: &Config) -> admin::Options {
+    let token = config.admin.token.as_ref().map(|token| token.expose().to_owned());
+    admin::Options { listen: config.admin.listen, token }
 }
 
 fn store_options(config: &Config) -> store::Options {

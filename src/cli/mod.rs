@@ -1,10 +1,15 @@
 //! The command line: what was typed, as plain data, and how to print. One file per family of commands.
 //!
-//! Promises that wrong usage ends with exit code 2 before anything happens. Must never build or start a layer: `serve`
-//! hands its arguments to the composition root.
+//! Promises that wrong usage ends with exit code 2 before anything happens. Commands about a running proxy ask its admin
+//! API. Must never build or start a layer: `serve` hands its arguments to the composition root.
 
+pub mod client_config;
 pub mod config;
+pub mod content;
+pub mod remote;
 pub mod serve;
+mod text;
+pub mod warm;
 
 use clap::{Parser, Subcommand};
 use std::io::{ErrorKind, Write};
@@ -26,6 +31,14 @@ pub enum Command {
     /// Checks or shows the configuration
     #[command(subcommand)]
     Config(config::Command),
+    /// Lists the images that a running proxy holds
+    Ls(content::List),
+    /// Shows what a running proxy holds, saves and does
+    Stats(content::Stats),
+    /// Fetches images through a running proxy before anybody asks for them
+    Warm(warm::Arguments),
+    /// Points a container engine at the proxy
+    ClientConfig(client_config::Arguments),
 }
 
 /// Prints a whole text on standard output. A reader that has gone away is no error.
@@ -35,6 +48,11 @@ pub fn print(text: &str) -> std::io::Result<()> {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
         other => other,
     }
+}
+
+/// Prints a line on standard error. Nobody can be told if that fails.
+pub fn note(line: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
 }
 
 /// Prints an error as one line on standard error. Nobody can be told if that fails.

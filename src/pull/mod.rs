@@ -25,9 +25,11 @@ mod listing;
 mod manifest;
 mod outcome;
 mod passthrough;
+mod progress;
 mod reader;
 mod relay;
 mod tag;
+mod warm;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -59,7 +61,9 @@ pub use self::freshness::Policy;
 pub use self::listing::{Referrers, TagPage, TagQuery};
 pub use self::manifest::Manifest;
 pub use self::outcome::{Outcome, StaleReason};
+pub use self::progress::{FillProgress, FillStage};
 pub use self::reader::BlobReader;
+pub use self::warm::{WarmError, WarmProgress, WarmRequest, Warming};
 pub use crate::store::ReadError;
 
 /// How long an answer with a known digest waits for the upstream before it goes out stale.
