@@ -276,6 +276,12 @@ impl Store {
         blocking(move || inner.pins.pin(pin, &inner.catalog, &inner.space)).await
     }
 
+    /// Replaces a pin that is still this one: the new one, or `None` when it was changed or taken out meanwhile.
+    pub async fn replace_pin(&self, old: &Arc<Pin>, new: Pin) -> Result<Option<Arc<Pin>>, PinError> {
+        let (inner, old) = (self.inner.clone(), old.clone());
+        blocking(move || inner.pins.replace(&old, new, &inner.catalog, &inner.space)).await
+    }
+
     /// Takes a pin out: what it was, or `None` when there was none. Its content stays until something else needs the room.
     pub async fn unpin(&self, target: &PinTarget) -> Result<Option<Arc<Pin>>, Error> {
         let (inner, target) = (self.inner.clone(), target.clone());

@@ -151,15 +151,35 @@ impl Pins {
     /// Adds a pin, or replaces the one of this target. When it does not fit nothing changes. Blocks.
     pub(super) fn pin(&self, pin: Pin, catalog: &Catalog, space: &Space) -> Result<(), PinError> {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.write_down(pin, catalog, space).map(|_| ())
+    }
+
+    /// Replaces a pin that is still as it was: the new one, or `None` when somebody else has changed it.
+    pub(super) fn replace(
+        &self,
+        old: &Arc<Pin>,
+        new: Pin,
+        catalog: &Catalog,
+        space: &Space,
+    ) -> Result<Option<Arc<Pin>>, PinError> {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.get(&old.target) {
+            Some(current) if Arc::ptr_eq(&current, old) => self.write_down(new, catalog, space).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    fn write_down(&self, pin: Pin, catalog: &Catalog, space: &Space) -> Result<Arc<Pin>, PinError> {
         let capacity_bytes = space.capacity_bytes();
         self.state().check(&pin, catalog, capacity_bytes)?;
         self.records
             .write(&record_name(&pin.target), &serde_json::to_string(&Written::of(&pin)).map_err(io::Error::from)?)?;
+        let pin = Arc::new(pin);
         let mut state = self.state();
         state.drop_pin(&pin.target);
-        state.add(Arc::new(pin), catalog);
+        state.add(pin.clone(), catalog);
         space.hold(state.held_bytes);
-        Ok(())
+        Ok(pin)
     }
 
     /// Takes a pin out: what it was. Blocks.
