@@ -109,6 +109,12 @@ impl<V: Clone> Wait<V> {
         self.receiver.wait_for(Option::is_some).await.ok()?.clone()
     }
 
+    /// Waits until the leader has left.
+    pub(super) async fn over(mut self) {
+        // The condition never holds: only the end of the flight ends the wait.
+        let _ = self.receiver.wait_for(|_| false).await;
+    }
+
     /// What the leader has announced so far.
     pub(super) fn value_now(&self) -> Option<V> {
         self.receiver.borrow().clone()

@@ -13,6 +13,11 @@
 //! it stands; else one flight a tag asks upstream by HEAD, fetches what is new, content first and tag pointer last. A
 //! known digest waits for that at most 2 s, then goes out stale while the check goes on.
 //!
+//! A pin: `image` reads the image's manifests as a pull would and lists all their parts; the store writes them down, or
+//! refuses with the arithmetic; then the keeper (`pin`) fetches what is missing, through the same door as every pull, so
+//! that grants come as usual. It looks again every minute: content that went by damage comes back, and the pin of a tag
+//! follows when a pull has shown that the tag moved.
+//!
 //! What it must never know: HTTP types, status codes, sockets, files, sled, configuration.
 
 mod access;
@@ -21,10 +26,12 @@ mod error;
 mod fill;
 mod flight;
 mod freshness;
+mod image;
 mod listing;
 mod manifest;
 mod outcome;
 mod passthrough;
+mod pin;
 mod progress;
 mod reader;
 mod relay;
@@ -36,6 +43,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use moka::sync::Cache;
+use tokio::sync::Notify;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -58,9 +66,11 @@ use self::flight::Flights;
 pub use self::blob::{Blob, BlobInfo};
 pub use self::error::Error;
 pub use self::freshness::Policy;
+pub use self::image::{Choice, ImageError};
 pub use self::listing::{Referrers, TagPage, TagQuery};
 pub use self::manifest::Manifest;
 pub use self::outcome::{Outcome, StaleReason};
+pub use self::pin::{PinFailure, PinState};
 pub use self::progress::{FillProgress, FillStage};
 pub use self::reader::BlobReader;
 pub use self::warm::{WarmError, WarmProgress, WarmRequest, Warming};
@@ -135,12 +145,15 @@ struct Inner {
     /// Of one registry, and of all: taken in this order, by downloads only.
     registry_slots: HashMap<Registry, Semaphore>,
     fill_slots: Semaphore,
+    /// Pins that the keeper should look at now.
+    pins_changed: Arc<Notify>,
+    pin_problems: pin::Problems,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
 
 impl Puller {
-    /// Joins a store and the upstreams.
+    /// Joins a store and the upstreams. Must be called within a tokio runtime: pins are kept by a task of it.
     pub fn new(options: Options, store: Store, upstream: Upstream, metrics: Metrics) -> Self {
         let slots = |registry: &Registry| {
             let policy = options.fill_policies.get(registry).copied().unwrap_or_default();
@@ -160,10 +173,14 @@ impl Puller {
             troubled: Cache::new(MAX_TROUBLED),
             unkept: Cache::new(MAX_UNKEPT),
             fill_slots: Semaphore::new(options.max_fills),
+            pins_changed: Arc::default(),
+            pin_problems: pin::Problems::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         };
-        Self { inner: Arc::new(inner) }
+        let inner = Arc::new(inner);
+        inner.spawn(pin::keep(Arc::downgrade(&inner)));
+        Self { inner }
     }
 
     /// A manifest, whole and verified.

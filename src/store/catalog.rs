@@ -3,6 +3,7 @@
 //! Facts live and die with their content: evicting a blob forgets who was granted it.
 
 use std::collections::HashMap;
+use std::collections::HashSet;
 use std::hash::BuildHasher;
 use std::hash::RandomState;
 use std::sync::Arc;
@@ -213,12 +214,13 @@ impl Catalog {
         is_due
     }
 
-    /// Content to evict, least recently used first, of at least `wanted_bytes` in all where there is so much.
-    pub(super) fn least_recently_used(&self, wanted_bytes: u64) -> Vec<Digest> {
+    /// Content to evict, least recently used first, of at least `wanted_bytes` in all where there is so much; none of `kept`.
+    pub(super) fn least_recently_used(&self, wanted_bytes: u64, kept: &HashSet<Digest>) -> Vec<Digest> {
         let mut all: Vec<(u64, u64, Digest)> = Vec::new();
         for shard in &self.shards {
             let shard = shard.read().unwrap_or_else(PoisonError::into_inner);
-            all.extend(shard.iter().map(|(d, e)| (e.last_use_ms.load(Ordering::Relaxed), e.size_bytes, *d)));
+            let candidates = shard.iter().filter(|(digest, _)| !kept.contains(digest));
+            all.extend(candidates.map(|(d, e)| (e.last_use_ms.load(Ordering::Relaxed), e.size_bytes, *d)));
         }
         all.sort_unstable();
         let mut found_bytes = 0;
@@ -264,6 +266,16 @@ impl Catalog {
     pub(super) fn learn(&self, digest: &Digest, fact: &Fact) -> bool {
         let grant = self.grant_of(fact);
         self.write(digest).get_mut(digest).is_some_and(|entry| entry.learn(fact, grant))
+    }
+
+    /// Takes a grant back; `false` when there was none.
+    pub(super) fn revoke(&self, digest: &Digest, repository: &Repository) -> bool {
+        let Some(id) = self.repository_id(repository) else { return false };
+        self.write(digest).get_mut(digest).is_some_and(|entry| {
+            let before = entry.grants.len();
+            entry.grants.retain(|granted| *granted != id);
+            entry.grants.len() < before
+        })
     }
 
     // === Tags ===
@@ -459,6 +471,9 @@ mod tests {
         assert!(!catalog.is_opened_by(&blob, &repository("b.io/x").registry, Some("me")));
         learn_all(&catalog, &blob, &other, &Proof::Content { account: None });
         assert!(catalog.is_opened_by(&blob, &repository("b.io/x").registry, None), "public now");
+        assert!(catalog.revoke(&blob, &mine) && !catalog.revoke(&blob, &mine));
+        assert_eq!(catalog.standing(&mine, &blob), Standing::Ungranted);
+        assert_eq!(catalog.standing(&other, &blob), Standing::Granted, "the others keep theirs");
     }
 
     #[test]
@@ -478,9 +493,14 @@ mod tests {
         for (name, at) in [("new", 30), ("old", 10), ("middle", 20)] {
             catalog.insert(&digest(name), 100, Timestamp::from_millis(at), &[]);
         }
-        assert_eq!(catalog.least_recently_used(150), [digest("old"), digest("middle")]);
+        let nothing = HashSet::new();
+        assert_eq!(catalog.least_recently_used(150, &nothing), [digest("old"), digest("middle")]);
+        assert_eq!(
+            catalog.least_recently_used(150, &HashSet::from([digest("old")])),
+            [digest("middle"), digest("new")]
+        );
         catalog.touch(&digest("old"), Timestamp::from_millis(40));
-        assert_eq!(catalog.least_recently_used(1), [digest("middle")]);
+        assert_eq!(catalog.least_recently_used(1, &nothing), [digest("middle")]);
         assert_eq!((catalog.blobs(), catalog.stored_bytes()), (3, 300));
     }
 

@@ -175,6 +175,7 @@ fn publish_now(inner: &Inner, complete: Complete, facts: &[Fact]) -> io::Result<
     let now = Timestamp::now();
     inner.catalog.insert(&digest, size_bytes, now, facts);
     reservation.convert(size_bytes);
+    inner.pins.stored(&digest, size_bytes, &inner.space);
     if size_bytes > SMALL_BLOB_BYTES {
         inner.memory.keep_file(&digest, open_file);
     }
@@ -216,6 +217,11 @@ pub(super) async fn put_document(
     Ok(())
 }
 
+/// Takes content out to make room, unless it is pinned by now. Blocks.
+pub(super) fn evict(inner: &Inner, digest: &Digest) -> Option<u64> {
+    if inner.pins.holds(digest) { None } else { forget(inner, digest) }
+}
+
 /// Takes content out: from the catalog first, so that no new reader finds it, then from the disk. Blocks.
 ///
 /// Content that the disk does not let go of stays: it still takes its room.
@@ -229,6 +235,7 @@ pub(super) fn forget(inner: &Inner, digest: &Digest) -> Option<u64> {
         return None;
     }
     inner.space.release(size_bytes);
+    inner.pins.gone(digest, &inner.space);
     inner.writer.tell(Change::Forget(*digest));
     Some(size_bytes)
 }

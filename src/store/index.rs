@@ -94,6 +94,7 @@ impl Index {
             Change::Used(digest, used_at) => self.put_use(digest, *used_at),
             Change::Forget(digest) => self.remove_content(digest),
             Change::Fact(digest, fact) => self.put_fact(digest, fact),
+            Change::Revoke(digest, repository) => self.remove_fact(digest, &Fact::Grant(repository.clone())),
             Change::Tag(repository, tag, record) => self.put_tag(repository, tag, record.as_ref()),
             Change::Checked(repository, tag, record) => self.put_tag(repository, tag, Some(record)),
         }
@@ -137,6 +138,13 @@ impl Index {
         }
         key.extend(print_fact(fact));
         self.facts.insert(key, &[])?;
+        Ok(())
+    }
+
+    fn remove_fact(&self, digest: &Digest, fact: &Fact) -> Result<(), IndexError> {
+        let mut key = digest_key(digest);
+        key.extend(print_fact(fact));
+        self.facts.remove(key)?;
         Ok(())
     }
 
@@ -260,6 +268,9 @@ mod tests {
             for digest in [&kept, &gone] {
                 index.put_content(digest, 7, Timestamp::from_millis(3)).unwrap();
                 facts.iter().for_each(|fact| index.put_fact(digest, fact).unwrap());
+                let revoked = Repository { registry: "b.io".parse().unwrap(), name: "gone".parse().unwrap() };
+                index.put_fact(digest, &Fact::Grant(revoked.clone())).unwrap();
+                index.apply(&Change::Revoke(*digest, revoked)).unwrap();
             }
             index.put_use(&kept, Timestamp::from_millis(9)).unwrap();
             index.remove_content(&gone).unwrap();

@@ -44,6 +44,7 @@ enum Record {
     Public(Digest),
     Account(Digest, String, String),
     Grant(Digest, String, String),
+    Revoke(Digest, String, String),
     Tag(String, String, String, Option<TagRecord>),
 }
 
@@ -147,6 +148,9 @@ fn print(change: &Change) -> Option<Record> {
         Change::Used(..) | Change::Checked(..) => None,
         Change::Forget(digest) => Some(Record::Forget(*digest)),
         Change::Fact(digest, fact) => Some(print_fact(*digest, fact)),
+        Change::Revoke(digest, repository) => {
+            Some(Record::Revoke(*digest, repository.registry.to_string(), repository.name.to_string()))
+        }
         Change::Tag(repository, tag, record) => {
             let (registry, name) = (repository.registry.to_string(), repository.name.to_string());
             Some(Record::Tag(registry, name, tag.to_string(), record.as_deref().cloned()))
@@ -180,6 +184,7 @@ fn parse(line: &[u8]) -> Option<Change> {
             Change::Fact(digest, Fact::Account(registry.parse().ok()?, name.into()))
         }
         Record::Grant(digest, registry, name) => Change::Fact(digest, Fact::Grant(repository(&registry, &name)?)),
+        Record::Revoke(digest, registry, name) => Change::Revoke(digest, repository(&registry, &name)?),
         Record::Tag(registry, name, tag, record) => {
             Change::Tag(repository(&registry, &name)?, tag.parse().ok()?, record.map(Arc::new))
         }

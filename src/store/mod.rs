@@ -36,6 +36,8 @@ mod journal;
 mod memory;
 mod options;
 mod parking;
+mod pins;
+mod purge;
 mod read;
 mod recover;
 mod space;
@@ -61,6 +63,7 @@ use self::change::Change;
 use self::engine::Engine;
 use self::memory::Memory;
 use self::parking::Parking;
+use self::pins::Pins;
 use self::space::Space;
 use self::writer::IndexWriter;
 
@@ -70,6 +73,8 @@ pub use self::content::{Content, Document};
 pub use self::error::{BeginError, Error, OpenError};
 pub use self::inventory::{Inventory, Known, Room};
 pub use self::options::{Amount, Options};
+pub use self::pins::{Pin, PinError, PinMember, PinTarget};
+pub use self::purge::{Holder, Kept, PurgeTarget, Purged};
 pub use self::read::{ReadError, Reader};
 pub use self::spool::{Complete, FinishError, Growing, Lane, Spool, Want, WriteError};
 
@@ -89,6 +94,7 @@ struct Inner {
     catalog: Catalog,
     memory: Memory,
     parking: Parking,
+    pins: Pins,
     space: Arc<Space>,
     writer: IndexWriter,
     metrics: Metrics,
@@ -105,6 +111,8 @@ pub struct Stats {
     pub reserved_bytes: u64,
     /// The budget.
     pub max_bytes: u64,
+    /// Bytes of published content that is pinned.
+    pub pinned_bytes: u64,
 }
 
 impl Store {
@@ -118,9 +126,12 @@ impl Store {
         space.adopt(recovered.catalog.stored_bytes());
         let spools = |source| OpenError::Directory { path: options.path.clone(), source };
         let parking = Parking::open(&engine, &space).map_err(spools)?;
+        let pins = engine.pin_records().and_then(|records| Pins::open(records, &recovered.catalog)).map_err(spools)?;
+        space.hold(pins.held_bytes());
         let inner = Arc::new(Inner {
             changing: std::array::from_fn(|_| Mutex::new(())),
             parking,
+            pins,
             memory: Memory::new(options.memory_cache_bytes),
             writer: IndexWriter::start(recovered.index, recovered.journal)?,
             catalog: recovered.catalog,
@@ -258,13 +269,60 @@ impl Store {
         }
     }
 
+    // === What the operator wants ===
+
+    /// Adds a pin, or replaces the one of this target: its members never give way to other content, from now on and over
+    /// restarts. Nothing is fetched. When all pins together would not fit, nothing changes.
+    pub async fn pin(&self, pin: Pin) -> Result<(), PinError> {
+        let inner = self.inner.clone();
+        blocking(move || inner.pins.pin(pin, &inner.catalog, &inner.space)).await
+    }
+
+    /// Replaces a pin that is still this one: the new one, or `None` when it was changed or taken out meanwhile.
+    pub async fn replace_pin(&self, old: &Arc<Pin>, new: Pin) -> Result<Option<Arc<Pin>>, PinError> {
+        let (inner, old) = (self.inner.clone(), old.clone());
+        blocking(move || inner.pins.replace(&old, new, &inner.catalog, &inner.space)).await
+    }
+
+    /// Takes a pin out: what it was, or `None` when there was none. Its content stays until something else needs the room.
+    pub async fn unpin(&self, target: &PinTarget) -> Result<Option<Arc<Pin>>, Error> {
+        let (inner, target) = (self.inner.clone(), target.clone());
+        let unpinned = blocking(move || inner.pins.unpin(&target, &inner.space)).await;
+        unpinned.map_err(|error| Error::new("take out a pin", error))
+    }
+
+    /// All pins, the oldest first.
+    pub fn pins(&self) -> Vec<Arc<Pin>> {
+        self.inner.pins.list()
+    }
+
+    /// The pin of this target.
+    pub fn pin_of(&self, target: &PinTarget) -> Option<Arc<Pin>> {
+        self.inner.pins.get(target)
+    }
+
+    /// Repositories that may serve this content. Takes time in proportion to all that is here.
+    pub async fn sources(&self, digest: &Digest) -> Vec<Repository> {
+        let (inner, digest) = (self.inner.clone(), *digest);
+        blocking(move || purge::sources(&inner, &digest)).await
+    }
+
+    /// Takes the target out, as far as nothing else holds it: see [`Purged`]. Open readers stay undisturbed; downloads in
+    /// progress go on. Takes time in proportion to all that is here.
+    pub async fn purge(&self, target: &PurgeTarget) -> Purged {
+        let (inner, target) = (self.inner.clone(), target.clone());
+        let purged = blocking(move || purge::purge(&inner, &target)).await;
+        self.report();
+        purged
+    }
+
     // === The whole ===
 
     /// How much it holds.
     pub fn stats(&self) -> Stats {
         let (blobs, stored_bytes) = (self.inner.catalog.blobs(), self.inner.space.stored_bytes());
         let (reserved_bytes, max_bytes) = (self.inner.space.reserved_bytes(), self.inner.space.max_bytes());
-        Stats { stored_bytes, blobs, reserved_bytes, max_bytes }
+        Stats { stored_bytes, blobs, reserved_bytes, max_bytes, pinned_bytes: self.inner.pins.held_bytes() }
     }
 
     /// Writes what is still to be written to the index and closes it. Later changes are lost.

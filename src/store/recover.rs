@@ -165,6 +165,7 @@ fn replay(
                     && catalog.insert(digest, *size_bytes, *at, &[])
             }
             Change::Fact(digest, fact) => catalog.learn(digest, fact),
+            Change::Revoke(digest, repository) => catalog.revoke(digest, repository),
             Change::Forget(digest) => catalog.remove(digest).is_some(),
             Change::Tag(repository, tag, record) => {
                 let known = catalog.tag(repository, tag);

@@ -32,6 +32,8 @@ struct Used {
     reserved_bytes: u64,
     /// How much of what is reserved is on disk already, so that the disk's free space shows it.
     written_bytes: u64,
+    /// How much of what is stored is pinned: it never gives way.
+    held_bytes: u64,
 }
 
 impl Used {
@@ -99,6 +101,17 @@ impl Space {
         used.stored_bytes = used.stored_bytes.saturating_sub(bytes);
     }
 
+    /// Sets how much of what is stored is pinned.
+    pub(super) fn hold(&self, bytes: u64) {
+        self.used().held_bytes = bytes;
+    }
+
+    /// The most that can be stored: the budget, or what the disk leaves of it.
+    pub(super) fn capacity_bytes(&self) -> u64 {
+        let on_disk = self.free_bytes() + self.stored_bytes();
+        self.max_bytes.min(on_disk.saturating_sub(self.min_free_bytes))
+    }
+
     /// Promises room, which eviction then makes. Fails when evicting everything would not be enough.
     pub(super) fn reserve(self: &Arc<Self>, bytes: u64) -> Result<Reservation, BeginError> {
         let mut reservation = Reservation { space: self.clone(), bytes: 0, written_bytes: 0 };
@@ -148,8 +161,9 @@ impl Reservation {
         let space = &self.space;
         let free_bytes = space.free_bytes();
         let mut used = space.used();
-        let by_budget = space.max_bytes.saturating_sub(used.reserved_bytes);
-        let by_disk = (free_bytes + used.stored_bytes).saturating_sub(space.min_free_bytes + used.pending_bytes());
+        let evictable_bytes = used.stored_bytes.saturating_sub(used.held_bytes);
+        let by_budget = space.max_bytes.saturating_sub(used.reserved_bytes + used.held_bytes);
+        let by_disk = (free_bytes + evictable_bytes).saturating_sub(space.min_free_bytes + used.pending_bytes());
         let available_bytes = by_budget.min(by_disk);
         if more_bytes > available_bytes {
             return Err(BeginError::NoRoom { wanted_bytes: more_bytes, available_bytes });
@@ -230,5 +244,10 @@ mod tests {
         let _reservation = space.reserve(200).unwrap();
         assert_eq!(space.excess_bytes(), 150, "down to the low watermark");
         assert!(space.reserve(1001).is_err(), "never more than the budget");
+        space.hold(700);
+        assert!(
+            matches!(space.reserve(101), Err(BeginError::NoRoom { available_bytes: 100, .. })),
+            "pins do not give way"
+        );
     }
 }

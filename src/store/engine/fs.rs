@@ -18,6 +18,7 @@ use crate::store::Timestamp;
 
 use super::layout::ALGORITHMS;
 use super::layout::Layout;
+use super::records::Records;
 
 /// The store's directory, locked. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -139,6 +140,11 @@ impl FsEngine {
         Ok((stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize))
     }
 
+    /// The pins.
+    pub(crate) fn pin_records(&self) -> io::Result<Records> {
+        Records::open(self.layout.pins())
+    }
+
     /// The index's directory.
     pub(crate) fn index_path(&self) -> PathBuf {
         self.layout.index()
@@ -181,7 +187,7 @@ fn take_lock(layout: &Layout) -> Result<File, OpenError> {
     }
 }
 
-fn sync_directory(path: &Path) -> io::Result<()> {
+pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 

@@ -94,6 +94,10 @@ impl Layout {
         self.spools().join(format!("{stem}.{PARKED}"))
     }
 
+    pub(super) fn pins(&self) -> PathBuf {
+        self.root.join("pins")
+    }
+
     pub(super) fn index(&self) -> PathBuf {
         self.root.join("index")
     }

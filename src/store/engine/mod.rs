@@ -4,8 +4,10 @@
 
 mod fs;
 mod layout;
+mod records;
 mod spools;
 
 pub(super) use self::fs::{FsEngine as Engine, SpoolFile};
 pub(super) use self::layout::SpoolStem;
+pub(super) use self::records::Records;
 pub(super) use self::spools::Parked;
