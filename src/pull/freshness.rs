@@ -59,7 +59,14 @@ mod tests {
         let judged = |age_ms: i64| {
             let checked_at = Timestamp::from_millis(1_000_000_u64.saturating_add_signed(-age_ms));
             let digest = Digest::of(Algorithm::Sha256, b"");
-            let record = TagRecord { digest, first_seen: checked_at, checked_at, history: Vec::new() };
+            let record = TagRecord {
+                digest,
+                first_seen: checked_at,
+                checked_at,
+                history: Vec::new(),
+                gone_at: None,
+                refused: None,
+            };
             judge(&record, &policy, now)
         };
         for (age_ms, expected) in [
@@ -74,7 +81,8 @@ mod tests {
         }
         let never = Policy { tag_ttl: Duration::ZERO, ..policy };
         let digest = Digest::of(Algorithm::Sha256, b"");
-        let record = TagRecord { digest, first_seen: now, checked_at: now, history: Vec::new() };
+        let record =
+            TagRecord { digest, first_seen: now, checked_at: now, history: Vec::new(), gone_at: None, refused: None };
         assert_eq!(judge(&record, &never, now), Freshness::Check);
     }
 }

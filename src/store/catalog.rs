@@ -33,8 +33,6 @@ const USE_PRECISION: Duration = Duration::from_secs(60);
 const MAX_GRANTS: usize = 4096;
 /// Most accounts that one blob is known to have been fetched with.
 const MAX_ACCOUNTS: usize = 64;
-/// Most past digests kept of one tag; the oldest is forgotten.
-const MAX_TAG_HISTORY: usize = 64;
 
 /// Something known about content beside its bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,6 +82,12 @@ pub struct TagRecord {
     /// Where it pointed before, oldest first.
     #[serde(default)]
     pub history: Vec<Past>,
+    /// The upstream said, then, that the tag is gone; the rest is what it was before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gone_at: Option<Timestamp>,
+    /// Where the upstream says that it points, and is not followed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<Past>,
 }
 
 /// A digest that a tag has pointed to.
@@ -283,18 +287,28 @@ impl Catalog {
         let mut tags = self.tags.write().unwrap_or_else(PoisonError::into_inner);
         let known = tags.entry(repository.clone()).or_default();
         let (record, moved) = match known.get(tag) {
-            None => {
-                let history = Vec::new();
-                (TagRecord { digest: *digest, first_seen: now, checked_at: now, history }, Moved::New)
-            }
+            None => (TagRecord::new(digest, now), Moved::New),
             Some(old) if old.digest == *digest => {
-                (TagRecord { checked_at: now, ..TagRecord::clone(old) }, Moved::Unchanged)
+                (old.confirmed(now), if old.gone_at.is_some() { Moved::New } else { Moved::Unchanged })
             }
             Some(old) => (old.moved_to(digest, now), Moved::From(old.digest)),
         };
         let record = Arc::new(record);
         known.insert(tag.clone(), record.clone());
         (record, moved)
+    }
+
+    /// Changes what is known of a tag; `None` when nothing is.
+    pub(super) fn change_tag(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        change: impl FnOnce(&TagRecord) -> TagRecord,
+    ) -> Option<Arc<TagRecord>> {
+        let mut tags = self.tags.write().unwrap_or_else(PoisonError::into_inner);
+        let known = tags.get_mut(repository)?.get_mut(tag)?;
+        *known = Arc::new(change(known));
+        Some(known.clone())
     }
 
     /// Sets a record as it was written.
@@ -398,17 +412,6 @@ impl Entry {
             }
             Fact::Grant(_) => grant.is_some_and(|id| add_bounded(&mut self.grants, id, MAX_GRANTS)),
         }
-    }
-}
-
-impl TagRecord {
-    fn moved_to(&self, digest: &Digest, now: Timestamp) -> Self {
-        let mut history = self.history.clone();
-        if history.len() == MAX_TAG_HISTORY {
-            history.remove(0);
-        }
-        history.push(Past { digest: self.digest, first_seen: self.first_seen, last_seen: self.checked_at });
-        Self { digest: *digest, first_seen: now, checked_at: now, history }
     }
 }
 

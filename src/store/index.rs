@@ -254,6 +254,8 @@ mod tests {
             first_seen: Timestamp::from_millis(1),
             checked_at: Timestamp::from_millis(2),
             history: Vec::new(),
+            gone_at: None,
+            refused: None,
         });
         {
             let index = Index::open(&path).unwrap();

@@ -39,6 +39,7 @@ mod read;
 mod recover;
 mod space;
 mod spool;
+mod tag;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -232,8 +233,13 @@ impl Store {
 
     // === Tags ===
 
-    /// What is known of a tag.
+    /// What is known of a tag that the upstream has, as far as it last said.
     pub fn tag(&self, repository: &Repository, tag: &Tag) -> Option<Arc<TagRecord>> {
+        self.tag_record(repository, tag).filter(|record| record.gone_at.is_none())
+    }
+
+    /// What is known of a tag, also of one that is gone.
+    pub fn tag_record(&self, repository: &Repository, tag: &Tag) -> Option<Arc<TagRecord>> {
         self.inner.catalog.tag(repository, tag)
     }
 
@@ -249,10 +255,32 @@ impl Store {
         moved
     }
 
-    /// The upstream said that the tag is gone.
+    /// The upstream said, now, that the tag points to `digest`, and that is not followed; `true` when it said so for the
+    /// first time.
+    pub async fn refuse_move(&self, repository: &Repository, tag: &Tag, digest: &Digest) -> bool {
+        let mut is_news = true;
+        let changed = self.inner.catalog.change_tag(repository, tag, |record| {
+            is_news = record.refused.as_ref().is_none_or(|past| past.digest != *digest);
+            record.refusing(digest, Timestamp::now())
+        });
+        let Some(record) = changed else { return false };
+        let (repository, tag) = (repository.clone(), tag.clone());
+        let change = match is_news {
+            true => Change::Tag(repository, tag, Some(record)),
+            false => Change::Checked(repository, tag, record),
+        };
+        self.inner.writer.send(change).await;
+        is_news
+    }
+
+    /// The upstream said that the tag is gone. Its history stays.
     pub async fn forget_tag(&self, repository: &Repository, tag: &Tag) {
-        if self.inner.catalog.forget_tag(repository, tag) {
-            self.inner.writer.send(Change::Tag(repository.clone(), tag.clone(), None)).await;
+        if self.tag(repository, tag).is_none() {
+            return;
+        }
+        let changed = self.inner.catalog.change_tag(repository, tag, |record| record.gone(Timestamp::now()));
+        if let Some(record) = changed {
+            self.inner.writer.send(Change::Tag(repository.clone(), tag.clone(), Some(record))).await;
         }
     }
 

@@ -171,7 +171,7 @@ fn replay(
                 match record {
                     None => catalog.forget_tag(repository, tag),
                     // The index may know of later checks: those are not in the journal.
-                    Some(record) if known.is_some_and(|known| known.checked_at >= record.checked_at) => false,
+                    Some(record) if known.is_some_and(|known| known.heard_at() >= record.heard_at()) => false,
                     Some(record) => {
                         catalog.restore_tag(repository, tag, record.clone());
                         true
