@@ -64,7 +64,7 @@ use self::parking::Parking;
 use self::space::Space;
 use self::writer::IndexWriter;
 
-pub use self::catalog::{Moved, Past, Proof, Standing, TagRecord};
+pub use self::catalog::{Grant, Moved, Past, Proof, Standing, TagRecord};
 pub use self::clock::Timestamp;
 pub use self::content::{Content, Document};
 pub use self::error::{BeginError, Error, OpenError};
@@ -183,7 +183,7 @@ impl Store {
     /// Makes verified content visible, granted to the repository that it was fetched from. After this returns it survives
     /// a crash.
     pub async fn publish(&self, complete: Complete, repository: &Repository, proof: &Proof) -> Result<(), Error> {
-        content::publish(&self.inner, complete, Catalog::facts(repository, proof)).await?;
+        content::publish(&self.inner, complete, Catalog::facts(repository, proof, Timestamp::now())).await?;
         self.report();
         Ok(())
     }
@@ -196,7 +196,7 @@ impl Store {
         repository: &Repository,
         proof: &Proof,
     ) -> Result<(), Error> {
-        let facts = Catalog::facts(repository, proof);
+        let facts = Catalog::facts(repository, proof, Timestamp::now());
         content::put_document(&self.inner, verified, document.bytes, document.media_type, repository, facts).await?;
         self.report();
         Ok(())
@@ -226,9 +226,31 @@ impl Store {
         self.inner.catalog.is_opened_by(digest, registry, account)
     }
 
+    /// The right of this repository to this content, where it has one.
+    pub fn grant_of(&self, repository: &Repository, digest: &Digest) -> Option<Grant> {
+        self.inner.catalog.grant(repository, digest)
+    }
+
+    /// Takes back the right of this repository to content that is not public.
+    pub async fn revoke(&self, repository: &Repository, digest: &Digest) {
+        if self.inner.catalog.revoke(repository, digest) {
+            self.inner.writer.send(Change::Revoke(*digest, repository.clone())).await;
+        }
+    }
+
+    /// Takes back all rights of this repository to content that is not public: how many. Looks at all content.
+    pub async fn revoke_all(&self, repository: &Repository) -> usize {
+        let (inner, of) = (self.inner.clone(), repository.clone());
+        let revoked = blocking(move || inner.catalog.revoke_all(&of)).await;
+        for digest in &revoked {
+            self.inner.writer.send(Change::Revoke(*digest, repository.clone())).await;
+        }
+        revoked.len()
+    }
+
     /// Records that this repository may serve this content. Without the content it means nothing and is not kept.
     pub async fn grant(&self, repository: &Repository, digest: &Digest, proof: &Proof) {
-        content::learn(&self.inner, digest, Catalog::facts(repository, proof)).await;
+        content::learn(&self.inner, digest, Catalog::facts(repository, proof, Timestamp::now())).await;
     }
 
     // === Tags ===

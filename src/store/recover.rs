@@ -166,6 +166,7 @@ fn replay(
             }
             Change::Fact(digest, fact) => catalog.learn(digest, fact),
             Change::Forget(digest) => catalog.remove(digest).is_some(),
+            Change::Revoke(digest, repository) => catalog.revoke(repository, digest),
             Change::Tag(repository, tag, record) => {
                 let known = catalog.tag(repository, tag);
                 match record {
