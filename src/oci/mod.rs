@@ -12,6 +12,7 @@ mod digest;
 mod manifest;
 mod media_type;
 mod name;
+mod pattern;
 mod range;
 mod reference;
 
@@ -19,5 +20,6 @@ pub use self::digest::{Algorithm, Digest, Hasher, InvalidDigest, Mismatch, Verif
 pub use self::manifest::{Children, InvalidManifest, MAX_MANIFEST_BYTES, inspect};
 pub use self::media_type::{InvalidMediaType, MANIFEST_ACCEPT, MediaType};
 pub use self::name::{InvalidName, Registry, Repository, RepositoryName};
+pub use self::pattern::{InvalidPattern, Pattern, TagPattern};
 pub use self::range::{ByteRange, ContentRange, RangeHeader, Selection};
 pub use self::reference::{InvalidTag, Reference, Tag};
