@@ -237,6 +237,7 @@ fn pull_options(config: &Config) -> pull::Options {
         tag_ttl: known.tag_ttl,
         stale_if_error: known.stale_if_error,
         not_found_ttl: known.not_found_ttl,
+        ..Policy::default()
     };
     let policies = config.registries.iter().map(|known| (known.registry.clone(), policy(known)));
     let fill_policy = |known: &RegistryConfig| FillPolicy {
