@@ -8,18 +8,24 @@ use std::time::Duration;
 use std::time::Instant;
 
 use anyhow::Context as _;
+use tokio::signal::unix::Signal;
 use tokio::signal::unix::SignalKind;
 use tokio::signal::unix::signal;
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin;
 use crate::admin::Admin;
 use crate::admin::Readiness;
+use crate::admin::ReloadRequest;
+use crate::admin::Reloaded;
 use crate::config;
 use crate::config::AbandonPolicy;
 use crate::config::Config;
+use crate::config::Log;
 use crate::config::RegistryConfig;
+use crate::config::Server;
 use crate::config::SizeOrPercent;
 use crate::metrics::Metrics;
 use crate::pull;
@@ -35,6 +41,7 @@ use crate::serve::Listeners;
 use crate::store;
 use crate::store::Amount;
 use crate::store::Store;
+use crate::telemetry::LogLevel;
 use crate::telemetry::Telemetry;
 use crate::upstream;
 use crate::upstream::SetupError;
@@ -56,8 +63,17 @@ fn build(config: &Config, metrics: &Metrics) -> Result<(RoutingTable, Upstream),
     Ok((table, upstream.map_err(|error| upstream_refused(config, &error))?))
 }
 
-/// Runs the proxy until it is told to stop by SIGTERM or SIGINT; told again, it calls `end_at_once`.
-pub async fn run(config: Config, telemetry: &Telemetry, end_at_once: fn() -> !) -> anyhow::Result<()> {
+/// Reads the configuration from where it was read at start.
+pub type LoadConfig = Box<dyn Fn() -> Result<Config, config::Error> + Send + Sync>;
+
+/// Runs the proxy until it is told to stop by SIGTERM or SIGINT; told again, it calls `end_at_once`. SIGHUP reloads the
+/// configuration.
+pub async fn run(
+    config: Config,
+    load: LoadConfig,
+    telemetry: &Telemetry,
+    end_at_once: fn() -> !,
+) -> anyhow::Result<()> {
     let started = Instant::now();
     let stop = stop_signal(end_at_once)?;
     let metrics = Metrics::new(&telemetry.meter());
@@ -71,11 +87,19 @@ pub async fn run(config: Config, telemetry: &Telemetry, end_at_once: fn() -> !) 
     }
     // Ports before data: a second forebay should say that its port is in use before it touches anything.
     let listeners = Listeners::bind(&serve_options(&config)).await?;
+    if config.admin.token.is_none() && !config.admin.listen.ip().is_loopback() {
+        let address = config.admin.listen;
+        tracing::warn!(%address, "other machines reach the admin port: its API is closed until admin.token is set");
+    }
     let admin = Admin::bind(admin_options(&config))?;
     let store = store_options(&config);
     let store = tokio::task::block_in_place(|| Store::open(&store, metrics.clone()))?;
-    let puller = Puller::new(pull_options(&config), store.clone(), upstream, metrics.clone());
+    let puller = Puller::new(pull_options(&config), store.clone(), upstream.clone(), metrics.clone());
     let service = Service::new(table, puller.clone(), metrics);
+    let (reload, requests) = mpsc::channel(1);
+    let (service_now, level) = (service.clone(), telemetry.level());
+    let reloading = Reloading { load, config, upstream, puller: puller.clone(), service: service_now, level };
+    tokio::spawn(reloading.run(requests, signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?));
 
     for address in listeners.addresses() {
         tracing::info!(listener = "registry", %address, "listening");
@@ -87,6 +111,7 @@ pub async fn run(config: Config, telemetry: &Telemetry, end_at_once: fn() -> !) 
         puller: puller.clone(),
         log_level: telemetry.level(),
         runtime: tokio::runtime::Handle::current(),
+        reload,
     };
     let admin_stop = CancellationToken::new();
     let admin_thread = admin.spawn(control, admin_stop.clone()).context("cannot start the admin port")?;
@@ -140,6 +165,93 @@ fn stop_signal(end_at_once: fn() -> !) -> anyhow::Result<CancellationToken> {
         end_at_once();
     });
     Ok(token)
+}
+
+// === Reload ===
+
+/// What a configuration is put into force with, while everything runs.
+struct Reloading {
+    load: LoadConfig,
+    /// In force, but for what needs a restart.
+    config: Config,
+    upstream: Upstream,
+    puller: Puller,
+    service: Service,
+    level: LogLevel,
+}
+
+impl Reloading {
+    /// One reload at a time, as SIGHUP and the admin port ask for them.
+    async fn run(mut self, mut requests: mpsc::Receiver<ReloadRequest>, mut hangups: Signal) {
+        loop {
+            tokio::select! {
+                Some(()) = hangups.recv() => {
+                    let _ = self.reload();
+                }
+                Some(request) = requests.recv() => {
+                    let _ = request.answer.send(self.reload());
+                }
+                else => return,
+            }
+        }
+    }
+
+    /// All of it, or nothing and why.
+    fn reload(&mut self) -> Result<Reloaded, String> {
+        let reloaded = tokio::task::block_in_place(|| self.apply());
+        match &reloaded {
+            Ok(Reloaded { needs_restart }) => {
+                tracing::info!(
+                    ?needs_restart,
+                    registries = self.config.registries.len(),
+                    "the configuration was reloaded"
+                );
+            }
+            Err(problem) => {
+                tracing::error!(problem, "the configuration was not reloaded; the one before stays in force")
+            }
+        }
+        reloaded
+    }
+
+    fn apply(&mut self) -> Result<Reloaded, String> {
+        let config = (self.load)().map_err(|error| error.to_string())?;
+        let table = RoutingTable::new(registry_options(&config)).map_err(|error| names_refused(&error).to_string())?;
+        // The last step that can fail; the next request after it finds all of it.
+        let upstream = self.upstream.reconfigure(upstream_options(&config));
+        upstream.map_err(|error| upstream_refused(&config, &error).to_string())?;
+        self.puller.reconfigure(pull_options(&config));
+        self.service.reroute(table);
+        // A level that the admin port has set stays until the file says another.
+        if config.log.level != self.config.log.level {
+            let _ = self.level.set(&config.log.level);
+        }
+        let needs_restart = needs_restart(&self.config, &config);
+        self.config = Config {
+            server: Server { default_registry: config.server.default_registry, ..self.config.server.clone() },
+            admin: self.config.admin.clone(),
+            storage: self.config.storage.clone(),
+            log: Log { level: config.log.level, ..self.config.log.clone() },
+            telemetry: self.config.telemetry.clone(),
+            ..config
+        };
+        Ok(Reloaded { needs_restart })
+    }
+}
+
+/// What differs and is read at start only.
+fn needs_restart(now: &Config, then: &Config) -> Vec<String> {
+    let rows = [
+        ("server.listen", now.server.listen != then.server.listen),
+        ("server.shutdown_grace", now.server.shutdown_grace != then.server.shutdown_grace),
+        ("server.max_connections", now.server.max_connections != then.server.max_connections),
+        ("server.header_timeout", now.server.header_timeout != then.server.header_timeout),
+        ("admin", now.admin != then.admin),
+        ("storage", now.storage != then.storage),
+        ("log.format", now.log.format != then.log.format),
+        ("telemetry", now.telemetry != then.telemetry),
+    ];
+    rows.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key.to_owned()).collect()
 }
 
 // === Refusals ===

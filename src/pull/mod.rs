@@ -84,7 +84,7 @@ pub use self::outcome::{Outcome, StaleReason};
 pub use self::pin::{PinFailure, PinState};
 pub use self::progress::{FillProgress, FillStage};
 pub use self::reader::BlobReader;
-pub use self::warm::{WarmError, WarmProgress, WarmRequest, Warming};
+pub use self::warm::{WarmError, WarmProgress, Warming};
 pub use self::why::{Right, Source, Verdict, Why};
 pub use crate::store::{Past, ReadError, TagRecord};
 pub use crate::upstream::{EndpointStatus, Health, RateLimit, RegistryStatus, TokenStatus};
@@ -154,10 +154,7 @@ struct Inner {
     closed: Cache<Repository, Instant>,
     /// Downloads that our disk could not take, and until when they are passed through.
     unkept: Cache<Digest, Instant>,
-    fill_policies: HashMap<Registry, FillPolicy>,
-    /// Of one registry, and of all: taken in this order, by downloads only.
-    registry_slots: HashMap<Registry, Semaphore>,
-    fill_slots: Semaphore,
+    limits: RwLock<Arc<Limits>>,
     /// Pins that the keeper should look at now.
     pins_changed: Arc<Notify>,
     pin_problems: pin::Problems,
@@ -165,20 +162,24 @@ struct Inner {
     stop: CancellationToken,
 }
 
+/// How much may be downloaded at once, and how.
+struct Limits {
+    fill_policies: HashMap<Registry, FillPolicy>,
+    /// Of one registry, and of all: taken in this order, by downloads only.
+    registry_slots: HashMap<Registry, Arc<Semaphore>>,
+    fill_slots: Arc<Semaphore>,
+    max_fills: usize,
+}
+
 impl Puller {
     /// Joins a store and the upstreams. Must be called within a tokio runtime: pins are kept by a task of it.
     pub fn new(options: Options, store: Store, upstream: Upstream, metrics: Metrics) -> Self {
-        let slots = |registry: &Registry| {
-            let policy = options.fill_policies.get(registry).copied().unwrap_or_default();
-            (registry.clone(), Semaphore::new(policy.max_fills))
-        };
         let inner = Inner {
             store,
             upstream,
             metrics,
-            registry_slots: options.policies.keys().map(slots).collect(),
+            limits: RwLock::new(Arc::new(Limits::new(&options, None))),
             policies: RwLock::new(shared(options.policies)),
-            fill_policies: options.fill_policies,
             fills: Flights::new(),
             documents: Flights::new(),
             checks: Flights::new(),
@@ -187,7 +188,6 @@ impl Puller {
             troubles: Troubles::default(),
             closed: Cache::new(MAX_CLOSED),
             unkept: Cache::new(MAX_UNKEPT),
-            fill_slots: Semaphore::new(options.max_fills),
             pins_changed: Arc::default(),
             pin_problems: pin::Problems::default(),
             tasks: TaskTracker::new(),
@@ -267,7 +267,15 @@ impl Puller {
         self.inner.upstream.status()
     }
 
-    /// Other policies for the registries that were known at start, from the next request on. Others stay unknown.
+    /// Other policies and limits, from the next request on; downloads in progress go on as they began, beside those of
+    /// a limit that has changed.
+    pub fn reconfigure(&self, options: Options) {
+        let limits = Limits::new(&options, Some(&self.inner.limits()));
+        *self.inner.limits.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(limits);
+        self.set_policies(options.policies);
+    }
+
+    /// Other policies for the registries that the upstream layer knows, from the next request on. Others stay unknown.
     pub fn set_policies(&self, policies: HashMap<Registry, Policy>) {
         let known = |(registry, _): &(Registry, Policy)| self.inner.upstream.knows(registry);
         let policies = shared(policies.into_iter().filter(known).collect());
@@ -302,8 +310,8 @@ impl Inner {
         if self.policy(repository)?.allows(&repository.name) { Ok(()) } else { Err(Error::NotAllowed) }
     }
 
-    fn slots_of(&self, registry: &Registry) -> &Semaphore {
-        self.registry_slots.get(registry).unwrap_or(&self.fill_slots)
+    fn limits(&self) -> Arc<Limits> {
+        self.limits.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Work that outlives the request that began it, and minds [`Puller::stop`] itself.
@@ -320,5 +328,33 @@ impl Inner {
             stop.run_until_cancelled_owned(work).await;
         };
         self.tasks.spawn(bounded.in_current_span());
+    }
+}
+
+impl Limits {
+    /// Takes over from `before` the slots whose number is the same.
+    fn new(options: &Options, before: Option<&Self>) -> Self {
+        let slots = |registry: &Registry| {
+            let max_fills = options.fill_policies.get(registry).copied().unwrap_or_default().max_fills;
+            let same = before.filter(|before| before.policy(registry).max_fills == max_fills);
+            let slots = same.and_then(|before| before.registry_slots.get(registry)).cloned();
+            (registry.clone(), slots.unwrap_or_else(|| Arc::new(Semaphore::new(max_fills))))
+        };
+        let same = before.filter(|before| before.max_fills == options.max_fills);
+        let fill_slots = same.map(|before| before.fill_slots.clone());
+        Self {
+            registry_slots: options.policies.keys().map(slots).collect(),
+            fill_policies: options.fill_policies.clone(),
+            fill_slots: fill_slots.unwrap_or_else(|| Arc::new(Semaphore::new(options.max_fills))),
+            max_fills: options.max_fills,
+        }
+    }
+
+    fn policy(&self, registry: &Registry) -> FillPolicy {
+        self.fill_policies.get(registry).copied().unwrap_or_default()
+    }
+
+    fn slots_of(&self, registry: &Registry) -> &Semaphore {
+        self.registry_slots.get(registry).unwrap_or(&self.fill_slots)
     }
 }

@@ -38,7 +38,7 @@ impl Default for Options {
 }
 
 /// How one registry is reached.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RegistryOptions {
     /// The registry as named in references.
     pub registry: Registry,
@@ -108,7 +108,7 @@ pub struct Window {
 }
 
 /// A user of one registry.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Credentials {
     /// The user name; not a secret, part of the stable identity.
     pub username: String,

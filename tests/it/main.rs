@@ -37,6 +37,7 @@ mod offline;
 mod parked;
 mod ranges;
 mod redirects;
+mod reload;
 mod resume;
 mod routing;
 mod shutdown;
