@@ -57,6 +57,8 @@ use crate::oci::Tag;
 use crate::store::Stats;
 use crate::store::Store;
 use crate::store::Timestamp;
+use crate::upstream::Credentials;
+use crate::upstream::SetupError;
 use crate::upstream::Upstream;
 
 use self::fill::FillKey;
@@ -244,6 +246,11 @@ impl Puller {
     /// How the registries are, by name.
     pub fn upstreams(&self) -> Vec<RegistryStatus> {
         self.inner.upstream.status()
+    }
+
+    /// Other credentials for a registry, from the next question on. Tokens that were got with the former are dropped.
+    pub fn set_credentials(&self, registry: &Registry, credentials: Option<Credentials>) -> Result<(), SetupError> {
+        self.inner.upstream.set_credentials(registry, credentials)
     }
 
     /// Other policies for the registries that were known at start, from the next request on. Others stay unknown.

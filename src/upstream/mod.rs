@@ -73,8 +73,10 @@ pub use self::listing::TagPage;
 pub use self::manifest::FetchedManifest;
 pub use self::manifest::ManifestHead;
 pub use self::options::Bandwidth;
+pub use self::options::ClientCertificate;
 pub use self::options::Credentials;
 pub use self::options::Options;
+pub use self::options::Proxy;
 pub use self::options::RegistryOptions;
 pub use self::options::Window;
 pub use self::secret::Secret;
@@ -102,21 +104,23 @@ struct Shared {
 }
 
 impl Upstream {
-    /// Sets up the clients; asks nobody. Proxies come from `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`;
-    /// a proxy resolves names itself, so it is the one to refuse private addresses that a registry points to.
+    /// Sets up the clients; asks nobody. A proxy resolves names itself, so it is the one to refuse private addresses that a registry points to.
     #[expect(clippy::needless_pass_by_value, reason = "every layer takes its own handle to the instruments")]
     pub fn new(options: Options, metrics: Metrics) -> Result<Self, SetupError> {
         let mut clients = HashMap::new();
+        // Loading the platform's roots is slow: registries that trust the same and show nothing share them.
         let mut roots: HashMap<Vec<u8>, Tls> = HashMap::new();
         let clock = LazyCell::new(WallClock::of_the_machine);
         let total = Throttle::new(&options.bandwidth, || clock.clone());
         for registry in options.registries {
             check_endpoints(&registry)?;
-            let tls = match roots.get(&registry.ca_pem) {
-                Some(tls) => tls.clone(),
-                None => {
-                    let tls = Tls::new(&registry.registry, &registry.ca_pem)?;
-                    roots.insert(registry.ca_pem.clone(), tls.clone());
+            let tls = match (roots.get(&registry.ca_pem), &registry.client_certificate) {
+                (Some(tls), None) => tls.clone(),
+                (_, certificate) => {
+                    let tls = Tls::new(&registry.registry, &registry.ca_pem, certificate.as_ref())?;
+                    if certificate.is_none() {
+                        roots.insert(registry.ca_pem.clone(), tls.clone());
+                    }
                     tls
                 }
             };
@@ -162,6 +166,13 @@ impl Upstream {
     pub fn is_offline(&self, registry: &Registry) -> bool {
         let client = self.0.clients.get(registry);
         self.is_all_offline() || client.is_some_and(|client| client.is_offline.load(Ordering::Relaxed))
+    }
+
+    /// Other credentials for a registry, from the next question on. Tokens that were got with the former are dropped.
+    pub fn set_credentials(&self, registry: &Registry, credentials: Option<Credentials>) -> Result<(), SetupError> {
+        let client = self.0.clients.get(registry);
+        let client = client.ok_or_else(|| SetupError::UnknownRegistry { registry: registry.clone() })?;
+        client.auth.set_credentials(credentials)
     }
 
     /// How the registries are, by name.
