@@ -15,6 +15,7 @@ mod name;
 mod pattern;
 mod range;
 mod reference;
+mod referrers;
 
 pub use self::digest::{Algorithm, Digest, Hasher, InvalidDigest, Mismatch, Verified};
 pub use self::manifest::{Children, InvalidManifest, MAX_MANIFEST_BYTES, inspect};
@@ -23,3 +24,4 @@ pub use self::name::{InvalidName, Registry, Repository, RepositoryName};
 pub use self::pattern::{InvalidPattern, Pattern, TagPattern};
 pub use self::range::{ByteRange, ContentRange, RangeHeader, Selection};
 pub use self::reference::{InvalidTag, Reference, Tag};
+pub use self::referrers::filter_referrers;

@@ -14,6 +14,9 @@
 //! known digest waits for that at most 2 s, then goes out stale while the check goes on; from then on nobody waits for
 //! that registry about what is known, until it answers a check in the background (`trouble`).
 //!
+//! While the upstream answers, `lookahead` asks it in the background for the rights to what a manifest names and another
+//! repository has brought here: so that all of an image, and not its manifest alone, is there when the upstream is not.
+//!
 //! Each tag is under one rule: the first of the registry's that fits, else the registry itself. A tag that a rule calls
 //! immutable stays where it first pointed; the move is remembered, counted and said loudly. `why` tells all of it of one
 //! reference without asking anybody.
@@ -27,6 +30,7 @@ mod fill;
 mod flight;
 mod freshness;
 mod listing;
+mod lookahead;
 mod manifest;
 mod outcome;
 mod passthrough;
@@ -69,7 +73,7 @@ use self::trouble::Troubles;
 pub use self::blob::{Blob, BlobInfo};
 pub use self::error::Error;
 pub use self::freshness::{Policy, TagRule};
-pub use self::listing::{Referrers, TagPage, TagQuery};
+pub use self::listing::{Referrers, TagPage, TagQuery, is_listing};
 pub use self::manifest::Manifest;
 pub use self::outcome::{Outcome, StaleReason};
 pub use self::reader::BlobReader;
@@ -83,6 +87,10 @@ const STALE_AFTER: Duration = Duration::from_secs(2);
 const MAX_UNKEPT: u64 = 10_000;
 /// Most repositories remembered as closed a moment ago.
 const MAX_CLOSED: u64 = 1024;
+/// Most manifests remembered as looked at.
+const MAX_LOOKED_AT: u64 = 10_000;
+/// Most manifests looked at, at once.
+const MAX_LOOKERS: usize = 4;
 /// Most tags remembered as absent.
 const MAX_NEGATIVE_TAGS: u64 = 10_000;
 
@@ -138,6 +146,10 @@ struct Inner {
     /// Tags that the upstream does not have, and when it said so.
     absent_tags: Cache<(Repository, Tag), Instant>,
     troubles: Troubles,
+    /// Manifests whose content was asked about in the background, and when.
+    looked_at: Cache<(Repository, Digest), Instant>,
+    /// Looks at once, of all registries.
+    lookers: Semaphore,
     /// Repositories whose registry refused, and when their grants were taken back.
     closed: Cache<Repository, Instant>,
     /// Downloads that our disk could not take, and until when they are passed through.
@@ -170,6 +182,8 @@ impl Puller {
             confirmations: Flights::new(),
             absent_tags: Cache::new(MAX_NEGATIVE_TAGS),
             troubles: Troubles::default(),
+            looked_at: Cache::new(MAX_LOOKED_AT),
+            lookers: Semaphore::new(MAX_LOOKERS),
             closed: Cache::new(MAX_CLOSED),
             unkept: Cache::new(MAX_UNKEPT),
             fill_slots: Semaphore::new(options.max_fills),
@@ -206,7 +220,7 @@ impl Puller {
         listing::tags(&self.inner, repository, query).await
     }
 
-    /// What refers to a manifest, as the upstream has it now.
+    /// What refers to a manifest, as fresh as a tag.
     pub async fn referrers(
         &self,
         repository: &Repository,
