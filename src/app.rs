@@ -2,6 +2,7 @@
 //!
 //! The only file that names all layers. It decides nothing: it turns configuration into each layer's options.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,10 +29,12 @@ use crate::config::RegistryConfig;
 use crate::config::Server;
 use crate::config::SizeOrPercent;
 use crate::metrics::Metrics;
+use crate::oci::Registry;
 use crate::pull;
 use crate::pull::FillPolicy;
 use crate::pull::Policy;
 use crate::pull::Puller;
+use crate::pull::TagRule;
 use crate::registry;
 use crate::registry::InvalidOptions;
 use crate::registry::RoutingTable;
@@ -278,6 +281,9 @@ fn upstream_refused(config: &Config, error: &SetupError) -> config::Error {
             let file = file.and_then(|known| known.ca_file.as_deref()).unwrap_or(Path::new(""));
             format!("registry[{registry}].ca_file = {file:?}")
         }
+        SetupError::BadClientCertificate { registry, .. } => format!("registry[{registry}].client_cert"),
+        SetupError::BadProxy { registry, .. } => format!("registry[{registry}].proxy"),
+        SetupError::UnknownRegistry { registry } => format!("registry[{registry}].host"),
         SetupError::Client { .. } => "registry".to_owned(),
     };
     config::Error::Refused { key, problem: error.to_string() }
@@ -314,11 +320,19 @@ fn store_options(config: &Config) -> store::Options {
 
 fn upstream_options(config: &Config) -> upstream::Options {
     let registries = config.registries.iter().map(|known| upstream::RegistryOptions {
-        credentials: known.credentials.as_ref().map(|credentials| upstream::Credentials {
-            username: credentials.username.clone(),
-            password: credentials.password.expose().to_owned().into(),
-        }),
+        credentials: known.credentials.as_ref().map(credentials),
         ca_pem: known.ca_pem.clone(),
+        client_certificate: known.client_certificate.as_ref().map(|certificate| upstream::ClientCertificate {
+            cert_pem: certificate.cert_pem.clone(),
+            key_pem: certificate.key_pem.expose().to_owned().into(),
+        }),
+        proxy: match &known.proxy {
+            config::Proxy::Environment => upstream::Proxy::Environment,
+            config::Proxy::None => upstream::Proxy::None,
+            config::Proxy::Url(url) => upstream::Proxy::Url(url.clone()),
+        },
+        max_requests_per_minute: known.max_requests_per_minute,
+        offline: known.offline,
         token_realms: known.token_realms.clone(),
         connect_timeout: known.connect_timeout,
         read_timeout: known.read_timeout,
@@ -328,8 +342,37 @@ fn upstream_options(config: &Config) -> upstream::Options {
     upstream::Options {
         registries: registries.collect(),
         bandwidth: bandwidth(&config.upstream.bandwidth),
+        offline: config.upstream.offline,
         ..upstream::Options::default()
     }
+}
+
+fn credentials(configured: &config::Credentials) -> upstream::Credentials {
+    match configured {
+        config::Credentials::Password { username, password, .. } => upstream::Credentials::Password {
+            username: username.clone(),
+            password: password.expose().to_owned().into(),
+        },
+        config::Credentials::IdentityToken { username, token } => {
+            upstream::Credentials::IdentityToken { username: username.clone(), token: token.expose().to_owned().into() }
+        }
+        config::Credentials::Helper { program, server } => {
+            upstream::Credentials::Helper { program: program.clone(), server: server.clone() }
+        }
+    }
+}
+
+/// The credentials and policies of a configuration that was read anew, for what runs. Registries that were unknown at
+/// start stay unknown, and all other keys stay as they were at start.
+pub fn reload(config: &Config, puller: &Puller) -> Result<(), config::Error> {
+    // Refused as a whole before anything changes.
+    check(config)?;
+    for known in &config.registries {
+        let set = puller.set_credentials(&known.registry, known.credentials.as_ref().map(credentials));
+        set.map_err(|error| upstream_refused(config, &error))?;
+    }
+    puller.set_policies(policies(config));
+    Ok(())
 }
 
 fn bandwidth(configured: &config::Bandwidth) -> upstream::Bandwidth {
@@ -344,14 +387,27 @@ fn bandwidth(configured: &config::Bandwidth) -> upstream::Bandwidth {
     }
 }
 
-fn pull_options(config: &Config) -> pull::Options {
+fn policies(config: &Config) -> HashMap<Registry, Policy> {
+    let rule = |rule: &config::TagRule| TagRule {
+        pattern: rule.pattern.clone(),
+        tag_ttl: rule.tag_ttl,
+        stale_if_error: rule.stale_if_error,
+        immutable: rule.immutable,
+        offline: rule.offline,
+    };
     let policy = |known: &RegistryConfig| Policy {
         tag_ttl: known.tag_ttl,
         stale_if_error: known.stale_if_error,
         not_found_ttl: known.not_found_ttl,
-        ..Policy::default()
+        grant_ttl: known.grant_ttl,
+        tag_rules: known.tag_rules.iter().map(rule).collect(),
+        allow: known.allow.clone(),
+        deny: known.deny.clone(),
     };
-    let policies = config.registries.iter().map(|known| (known.registry.clone(), policy(known)));
+    config.registries.iter().map(|known| (known.registry.clone(), policy(known))).collect()
+}
+
+fn pull_options(config: &Config) -> pull::Options {
     let fill_policy = |known: &RegistryConfig| FillPolicy {
         lanes_per_blob: known.lanes_per_blob,
         parks_deserted: known.abandon_policy == AbandonPolicy::Park,
@@ -359,7 +415,7 @@ fn pull_options(config: &Config) -> pull::Options {
     };
     let fill_policies = config.registries.iter().map(|known| (known.registry.clone(), fill_policy(known)));
     pull::Options {
-        policies: policies.collect(),
+        policies: policies(config),
         fill_policies: fill_policies.collect(),
         max_fills: config.upstream.max_fills,
     }
@@ -400,6 +456,7 @@ mod tests {
         let config = Config::default();
         assert_eq!(pull_options(&config).max_fills, pull::Options::default().max_fills);
         assert!(pull_options(&config).fill_policies.values().all(|policy| *policy == FillPolicy::default()));
+        assert!(policies(&config).values().all(|policy| *policy == Policy::default()));
         assert!(upstream_options(&config).bandwidth.is_unlimited());
     }
 }

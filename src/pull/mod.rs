@@ -14,6 +14,9 @@
 //! known digest waits for that at most 2 s, then goes out stale while the check goes on; from then on nobody waits for
 //! that registry about what is known, until it answers a check in the background (`trouble`).
 //!
+//! While the upstream answers, `lookahead` asks it in the background for the rights to what a manifest names and another
+//! repository has brought here: so that all of an image, and not its manifest alone, is there when the upstream is not.
+//!
 //! Each tag is under one rule: the first of the registry's that fits, else the registry itself. A tag that a rule calls
 //! immutable stays where it first pointed; the move is remembered, counted and said loudly. `why` tells all of it of one
 //! reference without asking anybody.
@@ -33,6 +36,7 @@ mod flight;
 mod freshness;
 mod image;
 mod listing;
+mod lookahead;
 mod manifest;
 mod outcome;
 mod passthrough;
@@ -67,6 +71,8 @@ use crate::oci::Tag;
 use crate::store::Stats;
 use crate::store::Store;
 use crate::store::Timestamp;
+use crate::upstream::Credentials;
+use crate::upstream::SetupError;
 use crate::upstream::Upstream;
 
 use self::fill::FillKey;
@@ -78,7 +84,7 @@ pub use self::blob::{Blob, BlobInfo};
 pub use self::error::Error;
 pub use self::freshness::{Policy, TagRule};
 pub use self::image::{Choice, ImageError};
-pub use self::listing::{Referrers, TagPage, TagQuery};
+pub use self::listing::{Referrers, TagPage, TagQuery, is_listing};
 pub use self::manifest::Manifest;
 pub use self::outcome::{Outcome, StaleReason};
 pub use self::pin::{PinFailure, PinState};
@@ -95,6 +101,10 @@ const STALE_AFTER: Duration = Duration::from_secs(2);
 const MAX_UNKEPT: u64 = 10_000;
 /// Most repositories remembered as closed a moment ago.
 const MAX_CLOSED: u64 = 1024;
+/// Most manifests remembered as looked at.
+const MAX_LOOKED_AT: u64 = 10_000;
+/// Most manifests looked at, at once.
+const MAX_LOOKERS: usize = 4;
 /// Most tags remembered as absent.
 const MAX_NEGATIVE_TAGS: u64 = 10_000;
 
@@ -150,6 +160,10 @@ struct Inner {
     /// Tags that the upstream does not have, and when it said so.
     absent_tags: Cache<(Repository, Tag), Instant>,
     troubles: Troubles,
+    /// Manifests whose content was asked about in the background, and when.
+    looked_at: Cache<(Repository, Digest), Instant>,
+    /// Looks at once, of all registries.
+    lookers: Semaphore,
     /// Repositories whose registry refused, and when their grants were taken back.
     closed: Cache<Repository, Instant>,
     /// Downloads that our disk could not take, and until when they are passed through.
@@ -186,6 +200,8 @@ impl Puller {
             confirmations: Flights::new(),
             absent_tags: Cache::new(MAX_NEGATIVE_TAGS),
             troubles: Troubles::default(),
+            looked_at: Cache::new(MAX_LOOKED_AT),
+            lookers: Semaphore::new(MAX_LOOKERS),
             closed: Cache::new(MAX_CLOSED),
             unkept: Cache::new(MAX_UNKEPT),
             pins_changed: Arc::default(),
@@ -225,7 +241,7 @@ impl Puller {
         listing::tags(&self.inner, repository, query).await
     }
 
-    /// What refers to a manifest, as the upstream has it now.
+    /// What refers to a manifest, as fresh as a tag.
     pub async fn referrers(
         &self,
         repository: &Repository,
@@ -273,6 +289,11 @@ impl Puller {
         let limits = Limits::new(&options, Some(&self.inner.limits()));
         *self.inner.limits.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(limits);
         self.set_policies(options.policies);
+    }
+
+    /// Other credentials for a registry, from the next question on. Tokens that were got with the former are dropped.
+    pub fn set_credentials(&self, registry: &Registry, credentials: Option<Credentials>) -> Result<(), SetupError> {
+        self.inner.upstream.set_credentials(registry, credentials)
     }
 
     /// Other policies for the registries that the upstream layer knows, from the next request on. Others stay unknown.

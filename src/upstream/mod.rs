@@ -74,8 +74,10 @@ pub use self::listing::TagPage;
 pub use self::manifest::FetchedManifest;
 pub use self::manifest::ManifestHead;
 pub use self::options::Bandwidth;
+pub use self::options::ClientCertificate;
 pub use self::options::Credentials;
 pub use self::options::Options;
+pub use self::options::Proxy;
 pub use self::options::RegistryOptions;
 pub use self::options::Window;
 pub use self::secret::Secret;
@@ -111,8 +113,8 @@ struct Clients {
 }
 
 impl Upstream {
-    /// Sets up the clients; asks nobody. Proxies come from `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`;
-    /// a proxy resolves names itself, so it is the one to refuse private addresses that a registry points to.
+    /// Sets up the clients; asks nobody. A proxy resolves names itself, so it is the one to refuse
+    /// private addresses that a registry points to.
     pub fn new(options: Options, metrics: Metrics) -> Result<Self, SetupError> {
         let is_offline = AtomicBool::new(options.offline);
         let clients = Clients::new(options, &metrics, None)?;
@@ -153,6 +155,13 @@ impl Upstream {
     /// Whether this registry may not be asked.
     pub fn is_offline(&self, registry: &Registry) -> bool {
         self.is_all_offline() || self.of(registry).is_ok_and(|client| client.is_offline.load(Ordering::Relaxed))
+    }
+
+    /// Other credentials for a registry, from the next question on. Tokens that were got with the former are dropped.
+    pub fn set_credentials(&self, registry: &Registry, credentials: Option<Credentials>) -> Result<(), SetupError> {
+        let client = self.of(registry);
+        let client = client.map_err(|_| SetupError::UnknownRegistry { registry: registry.clone() })?;
+        client.auth.set_credentials(credentials)
     }
 
     /// How the registries are, by name.
@@ -223,6 +232,7 @@ impl Clients {
     /// Takes over from `before` the clients whose options are the same.
     fn new(options: Options, metrics: &Metrics, before: Option<&Self>) -> Result<Self, SetupError> {
         let mut by_name = HashMap::new();
+        // Loading the platform's roots is slow: registries that trust the same and show nothing share them.
         let mut roots: HashMap<Vec<u8>, Tls> = HashMap::new();
         let clock = LazyCell::new(WallClock::of_the_machine);
         let before = before.filter(|before| before.bandwidth == options.bandwidth);
@@ -235,11 +245,13 @@ impl Clients {
             let client = match known.filter(|known| known.options == registry) {
                 Some(same) => same.clone(),
                 None => {
-                    let tls = match roots.get(&registry.ca_pem) {
-                        Some(tls) => tls.clone(),
-                        None => {
-                            let tls = Tls::new(&registry.registry, &registry.ca_pem)?;
-                            roots.insert(registry.ca_pem.clone(), tls.clone());
+                    let tls = match (roots.get(&registry.ca_pem), &registry.client_certificate) {
+                        (Some(tls), None) => tls.clone(),
+                        (_, certificate) => {
+                            let tls = Tls::new(&registry.registry, &registry.ca_pem, certificate.as_ref())?;
+                            if certificate.is_none() {
+                                roots.insert(registry.ca_pem.clone(), tls.clone());
+                            }
                             tls
                         }
                     };

@@ -250,6 +250,12 @@ impl RegistryClient {
                         authorization = Some(answer.inspect_err(|error| leave_alone(&endpoint, error))?);
                     }
                 },
+                // Some registries answer so to a password that has expired.
+                (StatusCode::FORBIDDEN, false) if authorization.as_ref().is_some_and(Authorization::is_renewable) => {
+                    if let Some(used) = authorization.take() {
+                        self.auth.forget(endpoint.base(), question.repository, &used);
+                    }
+                }
                 // A signed URL that has expired, or was made for somebody else: the registry makes a new one.
                 (StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST, true) if !question.is_blob_head() && !asked_again => {
                     asked_again = true;
