@@ -22,7 +22,8 @@ const RUNTIME_GRACE: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
     match run(&Cli::parse().command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(EXIT_PROBLEM),
         Err(error) => {
             cli::complain(&error);
             ExitCode::from(if error.is::<config::Error>() { EXIT_USAGE } else { EXIT_PROBLEM })
@@ -30,14 +31,17 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: &Command) -> anyhow::Result<()> {
+/// Whether all is well.
+fn run(command: &Command) -> anyhow::Result<bool> {
     match command {
         Command::Serve(arguments) => serve(arguments.load()?).map_err(|error| match &arguments.config {
             Some(path) if error.is::<config::Error>() => error.context(path.display().to_string()),
             _ => error,
-        }),
-        Command::Config(command) => cli::print(&command.run(app::check)?).context("cannot write to standard output"),
+        })?,
+        Command::Config(command) => cli::print(&command.run(app::check)?).context("cannot write to standard output")?,
+        Command::Verify(arguments) => return arguments.run(),
     }
+    Ok(true)
 }
 
 fn serve(config: Config) -> anyhow::Result<()> {

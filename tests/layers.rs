@@ -16,7 +16,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("admin", &["metrics", "pull", "store"]),
     ("telemetry", &[]),
     ("config", &["oci", "telemetry"]),
-    ("cli", &["config"]),
+    ("cli", &["config", "oci", "store"]),
     ("app", &["oci", "metrics", "store", "upstream", "pull", "registry", "serve", "admin", "telemetry", "config"]),
     ("main", &[]),
     ("lib", &[]),

@@ -1,10 +1,11 @@
 //! The command line: what was typed, as plain data, and how to print. One file per family of commands.
 //!
 //! Promises that wrong usage ends with exit code 2 before anything happens. Must never build or start a layer: `serve`
-//! hands its arguments to the composition root.
+//! hands its arguments to the composition root, and `verify` only reads files, by the store's own function for that.
 
 pub mod config;
 pub mod serve;
+pub mod verify;
 
 use clap::{Parser, Subcommand};
 use std::io::{ErrorKind, Write};
@@ -26,6 +27,8 @@ pub enum Command {
     /// Checks or shows the configuration
     #[command(subcommand)]
     Config(config::Command),
+    /// Hashes everything that is stored, also beside a running proxy
+    Verify(verify::Arguments),
 }
 
 /// Prints a whole text on standard output. A reader that has gone away is no error.
@@ -85,13 +88,14 @@ mod tests {
 
     #[test]
     fn wrong_usage_exits_with_2() {
-        let rows: [&[&str]; 6] = [
+        let rows: [&[&str]; 7] = [
             &["forebay"],
             &["forebay", "bogus"],
             &["forebay", "serve", "--bogus"],
             &["forebay", "serve", "extra"],
             &["forebay", "config"],
             &["forebay", "config", "check", "--config"],
+            &["forebay", "verify", "--bogus"],
         ];
         for row in rows {
             let error = Cli::try_parse_from(row).expect_err("must be refused");

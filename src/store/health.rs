@@ -18,6 +18,9 @@ const RETRY_EVERY: Duration = Duration::from_secs(2);
 /// How often one that seems well is looked at, which writes nothing.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
+/// The quarantine is looked at after so many looks: another process may have put something there, or it is old enough.
+const LOOKS_PER_SWEEP: u32 = 60;
+
 /// What is wrong with the disk; `None` while new content can be kept.
 pub type Trouble = Option<Arc<str>>;
 
@@ -101,6 +104,7 @@ pub(super) fn is_of_disk(error: &io::Error) -> bool {
 /// Looks at the disk until the store is gone.
 pub(super) async fn watch(store: Weak<Inner>) {
     let Some(mut trouble) = store.upgrade().map(|inner| inner.space.health().subscribe()) else { return };
+    let mut looks: u32 = 0;
     loop {
         let is_in_trouble = trouble.borrow_and_update().is_some();
         if is_in_trouble {
@@ -114,7 +118,14 @@ pub(super) async fn watch(store: Weak<Inner>) {
         }
         let Some(inner) = store.upgrade() else { return };
         let looker = inner.clone();
-        let found = blocking(move || look(&looker, is_in_trouble)).await;
+        looks = looks.wrapping_add(1);
+        let found = blocking(move || {
+            if looks.is_multiple_of(LOOKS_PER_SWEEP) {
+                looker.quarantine.bound(&looker.engine, &looker.space);
+            }
+            look(&looker, is_in_trouble)
+        })
+        .await;
         let has_recovered = is_in_trouble && found.is_none();
         inner.space.health().set(found);
         if has_recovered {

@@ -48,6 +48,7 @@ mod spool;
 mod tests;
 #[cfg(test)]
 mod tests_of_keeping;
+mod verify;
 mod writer;
 
 use std::sync::Arc;
@@ -83,6 +84,7 @@ pub use self::purge::{Holder, Kept, PurgeTarget, Purged};
 pub use self::read::{ReadError, Reader};
 pub use self::scrub::Scrub;
 pub use self::spool::{Complete, FinishError, Growing, Lane, Spool, Want, WriteError};
+pub use self::verify::{Problem, Rotten, Verification, VerifyError, VerifyOptions, VerifyStep, verify};
 
 /// Digests that share a lock for their changes.
 const CHANGE_STRIPES: usize = 64;

@@ -2,6 +2,7 @@
 //!
 //! There is one: a directory. A second one goes beside `fs.rs` and becomes a variant here.
 
+mod audit;
 mod check;
 mod fs;
 mod layout;
@@ -10,6 +11,7 @@ mod records;
 mod seal;
 mod spools;
 
+pub(super) use self::audit::Audit;
 pub(super) use self::check::{Check, check};
 pub(super) use self::fs::{FsEngine as Engine, SpoolFile};
 pub(super) use self::layout::SpoolStem;

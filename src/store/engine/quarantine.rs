@@ -8,6 +8,7 @@ use std::fs;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -45,13 +46,7 @@ pub(in crate::store) fn limit_bytes(max_bytes: u64) -> u64 {
 /// Moves a rotten file there, if it still is the one that was read. Its seal is broken, so that whoever still has it open
 /// looks at it again.
 pub(super) fn put(layout: &Layout, digest: &Digest, rotten: &File) -> io::Result<Removal> {
-    let (from, directory) = (layout.blob(digest), layout.quarantine());
-    match directory.metadata() {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => fs::create_dir_all(&directory)?,
-        found => drop(found?),
-    }
-    let name = format!("{}-{}.{}", digest.algorithm().as_str(), digest.hex(), Timestamp::now().as_millis());
-    let to = directory.join(name);
+    let (from, to) = (layout.blob(digest), place(layout, digest)?);
     if !is_same(&from, rotten)? {
         return Ok(Removal::Replaced);
     }
@@ -71,7 +66,17 @@ pub(super) fn put(layout: &Layout, digest: &Digest, rotten: &File) -> io::Result
     Ok(Removal::Replaced)
 }
 
-fn is_same(path: &PathBuf, file: &File) -> io::Result<bool> {
+fn place(layout: &Layout, digest: &Digest) -> io::Result<PathBuf> {
+    let directory = layout.quarantine();
+    match directory.metadata() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => fs::create_dir_all(&directory)?,
+        found => drop(found?),
+    }
+    let name = format!("{}-{}.{}", digest.algorithm().as_str(), digest.hex(), Timestamp::now().as_millis());
+    Ok(directory.join(name))
+}
+
+pub(super) fn is_same(path: &Path, file: &File) -> io::Result<bool> {
     let opened = file.metadata()?;
     match fs::metadata(path) {
         Ok(found) => Ok((found.dev(), found.ino()) == (opened.dev(), opened.ino())),
