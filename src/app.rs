@@ -71,7 +71,7 @@ pub async fn run(config: Config, telemetry: &Telemetry, end_at_once: fn() -> !) 
     }
     // Ports before data: a second forebay should say that its port is in use before it touches anything.
     let listeners = Listeners::bind(&serve_options(&config)).await?;
-    let admin = Admin::bind(admin::Options { listen: config.admin.listen })?;
+    let admin = Admin::bind(admin_options(&config))?;
     let store = store_options(&config);
     let store = tokio::task::block_in_place(|| Store::open(&store, metrics.clone()))?;
     let puller = Puller::new(pull_options(&config), store.clone(), upstream, metrics.clone());
@@ -84,10 +84,16 @@ pub async fn run(config: Config, telemetry: &Telemetry, end_at_once: fn() -> !) 
     for address in listeners.addresses() {
         tracing::info!(listener = "registry", %address, "listening");
     }
+    let control = admin::Control {
+        readiness: readiness.clone(),
+        metrics_text: Arc::new(move || prometheus.text()),
+        store: store.clone(),
+        puller: puller.clone(),
+        log_level: telemetry.level(),
+        runtime: tokio::runtime::Handle::current(),
+    };
     let admin_stop = CancellationToken::new();
-    let admin_thread = admin
-        .spawn(readiness.clone(), Arc::new(move || prometheus.text()), admin_stop.clone())
-        .context("cannot start the admin port")?;
+    let admin_thread = admin.spawn(control, admin_stop.clone()).context("cannot start the admin port")?;
     readiness.set_ready();
     tracing::info!(startup_ms = started.elapsed().as_millis(), version = env!("CARGO_PKG_VERSION"), "ready");
 
@@ -193,6 +199,11 @@ fn serve_options(config: &Config) -> serve::Options {
     }
 }
 
+fn admin_options(config: &Config) -> admin::Options {
+    let token = config.admin.token.as_ref().map(|token| token.expose().to_owned());
+    admin::Options { listen: config.admin.listen, token }
+}
+
 fn store_options(config: &Config) -> store::Options {
     let amount = |size: SizeOrPercent| match size {
         SizeOrPercent::Size(size) => Amount::Bytes(size.bytes()),
@@ -248,6 +259,7 @@ fn pull_options(config: &Config) -> pull::Options {
         tag_ttl: known.tag_ttl,
         stale_if_error: known.stale_if_error,
         not_found_ttl: known.not_found_ttl,
+        ..Policy::default()
     };
     let policies = config.registries.iter().map(|known| (known.registry.clone(), policy(known)));
     let fill_policy = |known: &RegistryConfig| FillPolicy {

@@ -99,6 +99,19 @@ pub struct Metrics {
     disk_errors: Counter<u64>,
     first_byte_seconds: Histogram<f64>,
     upstream_ratelimit_remaining: Gauge<u64>,
+    upstream_ratelimit_limit: Gauge<u64>,
+    upstream_quiet_until_seconds: Gauge<u64>,
+    upstream_breaker_open: Gauge<u64>,
+    tag_moves: Counter<u64>,
+}
+
+/// What became of a tag's move: the `verdict` label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Move {
+    /// The tag points elsewhere now.
+    Followed,
+    /// A rule says that it stays.
+    Refused,
 }
 
 impl Metrics {
@@ -137,6 +150,16 @@ impl Metrics {
                 "forebay_upstream_ratelimit_remaining",
                 "Last RateLimit-Remaining of a registry",
             ),
+            upstream_ratelimit_limit: gauge("forebay_upstream_ratelimit_limit", "Last RateLimit-Limit of a registry"),
+            upstream_quiet_until_seconds: gauge(
+                "forebay_upstream_quiet_until_seconds",
+                "Unix time up to which a registry asked to be left alone, last",
+            ),
+            upstream_breaker_open: gauge(
+                "forebay_upstream_breaker_open",
+                "Endpoints of a registry that are not asked because they do not answer",
+            ),
+            tag_moves: counter("forebay_tag_moves", "Tags that registries moved, followed or refused"),
         }
     }
 
@@ -180,6 +203,30 @@ impl Metrics {
     /// A registry said how many requests are left.
     pub fn ratelimit_remaining(&self, registry: &str, remaining: u64) {
         self.upstream_ratelimit_remaining.record(remaining, &[KeyValue::new("registry", registry.to_owned())]);
+    }
+
+    /// A registry said how many requests it allows in its window.
+    pub fn ratelimit_limit(&self, registry: &str, limit: u64) {
+        self.upstream_ratelimit_limit.record(limit, &[KeyValue::new("registry", registry.to_owned())]);
+    }
+
+    /// A registry asked to be left alone until then, in seconds since the Unix epoch.
+    pub fn quiet_until(&self, registry: &str, unix_seconds: u64) {
+        self.upstream_quiet_until_seconds.record(unix_seconds, &[KeyValue::new("registry", registry.to_owned())]);
+    }
+
+    /// So many endpoints of a registry are not asked.
+    pub fn breaker_open(&self, registry: &str, endpoints: u64) {
+        self.upstream_breaker_open.record(endpoints, &[KeyValue::new("registry", registry.to_owned())]);
+    }
+
+    /// A registry moved a tag.
+    pub fn tag_move(&self, registry: &str, verdict: Move) {
+        let verdict = match verdict {
+            Move::Followed => "followed",
+            Move::Refused => "refused",
+        };
+        self.tag_moves.add(1, &[KeyValue::new("registry", registry.to_owned()), KeyValue::new("verdict", verdict)]);
     }
 
     /// A download began (`1`) or ended (`-1`).

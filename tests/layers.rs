@@ -13,10 +13,10 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("pull", &["oci", "metrics", "store", "upstream"]),
     ("registry", &["oci", "metrics", "pull"]),
     ("serve", &[]),
-    ("admin", &["metrics", "pull", "store"]),
+    ("admin", &["metrics", "oci", "pull", "store", "telemetry"]),
     ("telemetry", &[]),
     ("config", &["oci", "telemetry"]),
-    ("cli", &["config", "oci", "store"]),
+    ("cli", &["admin", "config", "oci", "store"]),
     ("app", &["oci", "metrics", "store", "upstream", "pull", "registry", "serve", "admin", "telemetry", "config"]),
     ("main", &[]),
     ("lib", &[]),
@@ -25,15 +25,15 @@ const LAYERS: &[(&str, &[&str])] = &[
 /// Text → layers that it may stand in.
 const OWNED: &[(&str, &[&str])] = &[
     ("sled::", &["store"]),
-    ("std::fs", &["store", "config"]),
+    ("std::fs", &["cli", "config", "store"]),
     ("tokio::fs", &[]),
     ("rustix::fs", &["store"]),
-    ("reqwest::", &["upstream", "telemetry"]),
+    ("reqwest::", &["cli", "upstream", "telemetry"]),
     ("hyper::", &["registry", "serve", "admin"]),
     ("http::", &["upstream", "registry", "serve", "admin", "telemetry"]),
     ("moka::", &["store", "upstream", "pull"]),
     ("tokio::net::Tcp", &["serve", "admin"]),
-    ("tokio::", &["store", "upstream", "pull", "registry", "serve", "admin", "telemetry", "app", "main"]),
+    ("tokio::", &["store", "upstream", "pull", "registry", "serve", "admin", "cli", "telemetry", "app", "main"]),
     ("StatusCode", &["upstream", "registry", "serve", "admin", "telemetry"]),
 ];
 

@@ -1,11 +1,17 @@
 //! The command line: what was typed, as plain data, and how to print. One file per family of commands.
 //!
-//! Promises that wrong usage ends with exit code 2 before anything happens. Must never build or start a layer: `serve`
-//! hands its arguments to the composition root, and `verify` only reads files, by the store's own function for that.
+//! Promises that wrong usage ends with exit code 2 before anything happens. Commands about a running proxy ask its admin
+//! API. Must never build or start a layer: `serve` hands its arguments to the composition root, and `verify` only reads
+//! files, by the store's own function for that.
 
+pub mod client_config;
 pub mod config;
+pub mod content;
+pub mod remote;
 pub mod serve;
+mod text;
 pub mod verify;
+pub mod warm;
 
 use clap::{Parser, Subcommand};
 use std::io::{ErrorKind, Write};
@@ -29,6 +35,14 @@ pub enum Command {
     Config(config::Command),
     /// Hashes everything that is stored, also beside a running proxy
     Verify(verify::Arguments),
+    /// Lists the images that a running proxy holds
+    Ls(content::List),
+    /// Shows what a running proxy holds, saves and does
+    Stats(content::Stats),
+    /// Fetches images through a running proxy before anybody asks for them
+    Warm(warm::Arguments),
+    /// Points a container engine at the proxy
+    ClientConfig(client_config::Arguments),
 }
 
 /// Prints a whole text on standard output. A reader that has gone away is no error.
@@ -38,6 +52,11 @@ pub fn print(text: &str) -> std::io::Result<()> {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
         other => other,
     }
+}
+
+/// Prints a line on standard error. Nobody can be told if that fails.
+pub fn note(line: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
 }
 
 /// Prints an error as one line on standard error. Nobody can be told if that fails.

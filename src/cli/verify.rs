@@ -1,8 +1,8 @@
 //! `forebay verify`.
 
+use super::warm::Report;
 use crate::config::{Config, Error, Overrides, SizeOrPercent};
 use crate::store::{self, Amount, Rotten, Verification, VerifyError, VerifyOptions, VerifyStep};
-use anyhow::Context;
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -25,11 +25,11 @@ pub struct Arguments {
 }
 
 impl Arguments {
-    /// Verifies and prints what was found: whether nothing is rotten.
+    /// Verifies; what is rotten is a problem.
     ///
     /// # Errors
-    /// A wrong configuration, a directory that is none of Forebay's, an output that cannot be written.
-    pub fn run(&self) -> anyhow::Result<bool> {
+    /// A wrong configuration, or a directory that is none of Forebay's.
+    pub fn run(&self) -> anyhow::Result<Report> {
         let overrides = Overrides { data: self.data.clone(), ..Overrides::default() };
         let config = Config::load(self.config.as_deref(), &overrides)?;
         let budget = match config.storage.max_size {
@@ -48,8 +48,7 @@ impl Arguments {
             Error::Refused { key: "storage.path".to_owned(), problem: error.to_string() }
         })?;
         let text = if self.json { json(&found)? } else { lines(&found) };
-        super::print(&text).context("cannot write to standard output")?;
-        Ok(found.rotten.is_empty())
+        Ok(Report { text, has_problem: !found.rotten.is_empty() })
     }
 }
 
@@ -75,7 +74,7 @@ fn lines(found: &Verification) -> String {
 }
 
 #[derive(Serialize)]
-struct Report<'a> {
+struct Found<'a> {
     blobs: u64,
     bytes: u64,
     rotten: Vec<RottenReport<'a>>,
@@ -102,6 +101,6 @@ fn json(found: &Verification) -> anyhow::Result<String> {
             _ => None,
         },
     });
-    let report = Report { blobs: found.blobs, bytes: found.bytes, rotten: rotten.collect() };
+    let report = Found { blobs: found.blobs, bytes: found.bytes, rotten: rotten.collect() };
     Ok(serde_json::to_string(&report)? + "\n")
 }

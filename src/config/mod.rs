@@ -35,6 +35,8 @@ use url::Url;
 
 /// Largest configuration file.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
+/// Largest file with the token of the admin port.
+const MAX_TOKEN_FILE_BYTES: u64 = 64 * 1024;
 /// Most listen addresses.
 const MAX_LISTEN: usize = 64;
 
@@ -77,6 +79,10 @@ pub struct Server {
 pub struct Admin {
     /// Where to listen; the port may be 0.
     pub listen: SocketAddr,
+    /// What its API asks for.
+    pub token: Option<Secret>,
+    /// The file that the token was read from.
+    pub token_file: Option<PathBuf>,
 }
 
 /// `[storage]`. No size is zero.
@@ -146,7 +152,7 @@ impl Default for Config {
                 max_connections: 4096,
                 header_timeout: Duration::from_secs(20),
             },
-            admin: Admin { listen: SocketAddr::from(([127, 0, 0, 1], 5001)) },
+            admin: Admin { listen: SocketAddr::from(([127, 0, 0, 1], 5001)), token: None, token_file: None },
             storage: Storage {
                 path: default_data_path(),
                 max_size: SizeOrPercent::Size(Size::from_gib(50)),
@@ -221,6 +227,20 @@ impl Config {
         if self.admin.listen.port() != 0 && self.server.listen.contains(&self.admin.listen) {
             let problem = format!("{} is in server.listen too; give the admin port another", self.admin.listen);
             return Err(section.conflict_at(origin, "listen", problem));
+        }
+        self.admin.token = section.secret("token")?;
+        let mut from_file = None;
+        section.text("token_file", &mut from_file, |text| {
+            Ok(Some((parse::path(text)?, parse::secret_file(Path::new(text), MAX_TOKEN_FILE_BYTES)?)))
+        })?;
+        if let Some((path, token)) = from_file {
+            if self.admin.token.is_some() {
+                return Err(section.conflict("token", "give either token or token_file, not both"));
+            }
+            (self.admin.token, self.admin.token_file) = (Some(token), Some(path));
+        }
+        if self.admin.token.as_ref().is_some_and(|token| token.expose().chars().any(|c| !c.is_ascii_graphic())) {
+            return Err(section.conflict("token", "write it in visible ASCII without spaces: it goes into a header"));
         }
         section.finish()
     }
@@ -307,6 +327,16 @@ fn size_or_percent(text: &str) -> Result<SizeOrPercent, String> {
         Ok(size) if size.is_zero() => Err("it must be larger than zero".to_owned()),
         other => other.map_err(|error| error.to_string()),
     }
+}
+
+/// A secret in a file of its own: a line.
+pub fn read_secret(path: &Path) -> Result<String, String> {
+    parse::secret_file(path, MAX_TOKEN_FILE_BYTES).map(|secret| secret.expose().to_owned())
+}
+
+/// What `FOREBAY_ADMIN_TOKEN` holds: the token that commands send to a running proxy.
+pub fn admin_token_of_environment() -> Option<String> {
+    std::env::var_os("FOREBAY_ADMIN_TOKEN")?.into_string().ok().filter(|token| !token.is_empty())
 }
 
 /// The variables of ours. Names that are not Unicode cannot be.

@@ -185,12 +185,8 @@ fn read_credentials(section: &mut Section) -> Result<Option<Credentials>, Error>
     let mut from_file = None;
     section.text("password_file", &mut from_file, |text| {
         let path = parse::path(text)?;
-        let text = String::from_utf8(parse::file(&path, MAX_PASSWORD_FILE_BYTES)?)
-            .map_err(|_| "the file is not UTF-8 text".to_owned())?;
-        match text.trim_end_matches(['\r', '\n']) {
-            "" => Err("the file is empty".to_owned()),
-            password => Ok(Some((path, Secret::from(password.to_owned())))),
-        }
+        let password = parse::secret_file(&path, MAX_PASSWORD_FILE_BYTES)?;
+        Ok(Some((path, password)))
     })?;
     match (username, password, from_file) {
         (None, None, None) => Ok(None),

@@ -20,6 +20,11 @@ pub(super) fn to_toml(config: &Config) -> String {
     out.duration("header_timeout", config.server.header_timeout);
     out.table("[admin]");
     out.text("listen", config.admin.listen);
+    match (&config.admin.token, &config.admin.token_file) {
+        (_, Some(path)) => out.text("token_file", path.display()),
+        (Some(_), None) => out.text("token", REDACTED),
+        (None, None) => {}
+    }
     out.table("[storage]");
     out.text("path", config.storage.path.display());
     out.text("max_size", config.storage.max_size);

@@ -156,7 +156,7 @@ fn bad_plain_settings() {
             "[sever]",
             "f.toml: unknown key sever; known here: [server], [admin], [storage], [upstream], [log], [telemetry], [[registry]]",
         ),
-        ("[admin]\nlisen = 1", "f.toml: unknown key admin.lisen; known here: listen"),
+        ("[admin]\nlisen = 1", "f.toml: unknown key admin.lisen; known here: listen, token, token_file"),
         (
             "[storage]\nmaxsize = 1",
             "f.toml: unknown key storage.maxsize; known here: path, max_size, min_free, memory_cache, scrub_interval, scrub_rate",

@@ -98,6 +98,8 @@ pub(super) async fn get(inner: &Arc<Inner>, repository: &Repository, digest: &Di
         let decided = match admission {
             Admission::Granted => stored(inner, repository, digest, Outcome::Hit).await?,
             Admission::Confirmed => stored(inner, repository, digest, Outcome::Revalidated).await?,
+            Admission::Stale(reason) => stored(inner, repository, digest, Outcome::Stale { reason }).await?,
+            Admission::Offline => stored(inner, repository, digest, Outcome::Offline).await?,
             Admission::Absent => download(inner, repository, FillKey::shared(digest)).await?,
             Admission::Refetch => download(inner, repository, FillKey::own(digest, repository)).await?,
         };
@@ -160,7 +162,10 @@ async fn follow(
     let digest = *key.digest();
     let Some(opened) = wait.value().await else { return Ok(None) };
     match opened {
-        Opened::Failed { leader, error } if leader == *repository => Err(error),
+        Opened::Failed { leader, error } if leader == *repository => {
+            access::heard(inner, repository, Some(&digest), Some(&error)).await;
+            Err(error)
+        }
         // What one repository cannot have says nothing about another.
         Opened::Failed { .. } => download_alone(inner, repository, &digest).await,
         Opened::Relayed { leader, identity, size_bytes, relay } => {
@@ -207,6 +212,8 @@ pub(super) async fn head(inner: &Arc<Inner>, repository: &Repository, digest: &D
     match access::admit(inner, repository, digest, Kind::Blob).await? {
         Admission::Granted => info(inner.store.size_bytes(digest), Outcome::Hit),
         Admission::Confirmed => info(inner.store.size_bytes(digest), Outcome::Revalidated),
+        Admission::Stale(reason) => info(inner.store.size_bytes(digest), Outcome::Stale { reason }),
+        Admission::Offline => info(inner.store.size_bytes(digest), Outcome::Offline),
         Admission::Absent | Admission::Refetch => {
             let flying = inner.fills.find(&FillKey::shared(digest)).and_then(|wait| wait.value_now());
             if let Some(Opened::Growing { leader, growing, .. }) = flying

@@ -66,6 +66,13 @@ impl<K: Eq + Hash + Clone, V: Clone> Flights<K, V> {
     }
 }
 
+impl<K: Eq + Hash + Clone, V: Clone> Flights<K, V> {
+    /// Who flies, and where one waits for it.
+    pub(super) fn all(&self) -> Vec<(K, Wait<V>)> {
+        self.table.lock().iter().map(|(key, wait)| (key.clone(), wait.clone())).collect()
+    }
+}
+
 impl<K, V> Table<K, V> {
     /// Held for moments, never across an await.
     fn lock(&self) -> MutexGuard<'_, HashMap<K, Wait<V>>> {

@@ -11,7 +11,12 @@
 //!
 //! A manifest by digest: the same, whole and in memory. By tag: `freshness` judges the record; a fresh one is served as
 //! it stands; else one flight a tag asks upstream by HEAD, fetches what is new, content first and tag pointer last. A
-//! known digest waits for that at most 2 s, then goes out stale while the check goes on.
+//! known digest waits for that at most 2 s, then goes out stale while the check goes on; from then on nobody waits for
+//! that registry about what is known, until it answers a check in the background (`trouble`).
+//!
+//! Each tag is under one rule: the first of the registry's that fits, else the registry itself. A tag that a rule calls
+//! immutable stays where it first pointed; the move is remembered, counted and said loudly. `why` tells all of it of one
+//! reference without asking anybody.
 //!
 //! A pin: `image` reads the image's manifests as a pull would and lists all their parts; the store writes them down, or
 //! refuses with the arithmetic; then the keeper (`pin`) fetches what is missing, through the same door as every pull, so
@@ -32,12 +37,18 @@ mod manifest;
 mod outcome;
 mod passthrough;
 mod pin;
+mod progress;
 mod reader;
 mod relay;
 mod tag;
+mod trouble;
+mod warm;
+mod why;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::PoisonError;
+use std::sync::RwLock;
 use std::time::Duration;
 
 use moka::sync::Cache;
@@ -55,31 +66,35 @@ use crate::oci::Repository;
 use crate::oci::Tag;
 use crate::store::Stats;
 use crate::store::Store;
+use crate::store::Timestamp;
 use crate::upstream::Upstream;
 
 use self::fill::FillKey;
 use self::fill::Opened;
 use self::flight::Flights;
+use self::trouble::Troubles;
 
 pub use self::blob::{Blob, BlobInfo};
 pub use self::error::Error;
-pub use self::freshness::Policy;
+pub use self::freshness::{Policy, TagRule};
 pub use self::image::{Choice, ImageError};
 pub use self::listing::{Referrers, TagPage, TagQuery};
 pub use self::manifest::Manifest;
 pub use self::outcome::{Outcome, StaleReason};
 pub use self::pin::{PinFailure, PinState};
+pub use self::progress::{FillProgress, FillStage};
 pub use self::reader::BlobReader;
-pub use crate::store::ReadError;
+pub use self::warm::{WarmError, WarmProgress, WarmRequest, Warming};
+pub use self::why::{Right, Source, Verdict, Why};
+pub use crate::store::{Past, ReadError, TagRecord};
+pub use crate::upstream::{EndpointStatus, Health, RateLimit, RegistryStatus, TokenStatus};
 
 /// How long an answer with a known digest waits for the upstream before it goes out stale.
 const STALE_AFTER: Duration = Duration::from_secs(2);
-/// How long a registry that could not answer is left alone about tags that are known.
-const TROUBLE_PAUSE: Duration = Duration::from_secs(10);
 /// Most digests remembered as not kept.
 const MAX_UNKEPT: u64 = 10_000;
-/// Most registries remembered as troubled.
-const MAX_TROUBLED: u64 = 1024;
+/// Most repositories remembered as closed a moment ago.
+const MAX_CLOSED: u64 = 1024;
 /// Most tags remembered as absent.
 const MAX_NEGATIVE_TAGS: u64 = 10_000;
 
@@ -127,14 +142,16 @@ struct Inner {
     store: Store,
     upstream: Upstream,
     metrics: Metrics,
-    policies: HashMap<Registry, Policy>,
+    policies: RwLock<HashMap<Registry, Arc<Policy>>>,
     fills: Flights<FillKey, Opened>,
     documents: Flights<(Repository, Digest), Result<Manifest, Error>>,
     checks: Flights<(Repository, Tag), Result<Manifest, Error>>,
-    /// Tags that the upstream does not have, and until when that is believed.
+    confirmations: Flights<access::Question, access::Answer>,
+    /// Tags that the upstream does not have, and when it said so.
     absent_tags: Cache<(Repository, Tag), Instant>,
-    /// Registries that could not answer a check, and until when their known tags go out stale without another.
-    troubled: Cache<Registry, Instant>,
+    troubles: Troubles,
+    /// Repositories whose registry refused, and when their grants were taken back.
+    closed: Cache<Repository, Instant>,
     /// Downloads that our disk could not take, and until when they are passed through.
     unkept: Cache<Digest, Instant>,
     fill_policies: HashMap<Registry, FillPolicy>,
@@ -160,13 +177,15 @@ impl Puller {
             upstream,
             metrics,
             registry_slots: options.policies.keys().map(slots).collect(),
-            policies: options.policies,
+            policies: RwLock::new(shared(options.policies)),
             fill_policies: options.fill_policies,
             fills: Flights::new(),
             documents: Flights::new(),
             checks: Flights::new(),
+            confirmations: Flights::new(),
             absent_tags: Cache::new(MAX_NEGATIVE_TAGS),
-            troubled: Cache::new(MAX_TROUBLED),
+            troubles: Troubles::default(),
+            closed: Cache::new(MAX_CLOSED),
             unkept: Cache::new(MAX_UNKEPT),
             fill_slots: Semaphore::new(options.max_fills),
             pins_changed: Arc::default(),
@@ -181,7 +200,7 @@ impl Puller {
 
     /// A manifest, whole and verified.
     pub async fn manifest(&self, repository: &Repository, reference: &Reference) -> Result<Manifest, Error> {
-        self.inner.policy(repository)?;
+        self.inner.allowed(repository)?;
         match reference {
             Reference::Digest(digest) => manifest::by_digest(&self.inner, repository, digest).await,
             Reference::Tag(tag) => tag::manifest(&self.inner, repository, tag).await,
@@ -190,19 +209,19 @@ impl Puller {
 
     /// A blob, as soon as its first bytes may be read.
     pub async fn blob(&self, repository: &Repository, digest: &Digest) -> Result<Blob, Error> {
-        self.inner.policy(repository)?;
+        self.inner.allowed(repository)?;
         blob::get(&self.inner, repository, digest).await
     }
 
     /// What a blob is, without its bytes. Starts no download.
     pub async fn head_blob(&self, repository: &Repository, digest: &Digest) -> Result<BlobInfo, Error> {
-        self.inner.policy(repository)?;
+        self.inner.allowed(repository)?;
         blob::head(&self.inner, repository, digest).await
     }
 
     /// One page of a repository's tags, as the upstream has them now.
     pub async fn tags(&self, repository: &Repository, query: &TagQuery) -> Result<TagPage, Error> {
-        self.inner.policy(repository)?;
+        self.inner.allowed(repository)?;
         listing::tags(&self.inner, repository, query).await
     }
 
@@ -213,8 +232,46 @@ impl Puller {
         digest: &Digest,
         artifact_type: Option<&str>,
     ) -> Result<Referrers, Error> {
-        self.inner.policy(repository)?;
+        self.inner.allowed(repository)?;
         listing::referrers(&self.inner, repository, digest, artifact_type).await
+    }
+
+    /// What a request for this reference would get now, and why. Asks nobody.
+    pub fn why(&self, repository: &Repository, reference: &Reference) -> Result<Why, Error> {
+        why::why(&self.inner, repository, reference, Timestamp::now())
+    }
+
+    /// Where a tag has pointed, and since when; `None` when it was never seen. Asks nobody.
+    pub fn history(&self, repository: &Repository, tag: &Tag) -> Result<Option<Arc<TagRecord>>, Error> {
+        self.inner.policy(repository)?;
+        Ok(self.inner.store.tag_record(repository, tag))
+    }
+
+    /// From now on nobody asks this registry, or any, or they are asked again. Downloads in progress go on. A registry is
+    /// asked only when neither it nor all are switched offline.
+    pub fn set_offline(&self, registry: Option<&Registry>, is_offline: bool) -> Result<(), Error> {
+        let set = self.inner.upstream.set_offline(registry, is_offline);
+        set.map_err(|error| Error::from_upstream(error, Error::UnknownRegistry))?;
+        let which = registry.map_or("all registries", Registry::as_str);
+        tracing::warn!(registry = which, is_offline, "switched by the operator");
+        Ok(())
+    }
+
+    /// Whether all registries are switched offline.
+    pub fn is_offline(&self) -> bool {
+        self.inner.upstream.is_all_offline()
+    }
+
+    /// How the registries are, by name.
+    pub fn upstreams(&self) -> Vec<RegistryStatus> {
+        self.inner.upstream.status()
+    }
+
+    /// Other policies for the registries that were known at start, from the next request on. Others stay unknown.
+    pub fn set_policies(&self, policies: HashMap<Registry, Policy>) {
+        let known = |(registry, _): &(Registry, Policy)| self.inner.upstream.knows(registry);
+        let policies = shared(policies.into_iter().filter(known).collect());
+        *self.inner.policies.write().unwrap_or_else(PoisonError::into_inner) = policies;
     }
 
     /// How much the store holds.
@@ -230,9 +287,19 @@ impl Puller {
     }
 }
 
+fn shared(policies: HashMap<Registry, Policy>) -> HashMap<Registry, Arc<Policy>> {
+    policies.into_iter().map(|(registry, policy)| (registry, Arc::new(policy))).collect()
+}
+
 impl Inner {
-    fn policy(&self, repository: &Repository) -> Result<&Policy, Error> {
-        self.policies.get(&repository.registry).ok_or(Error::UnknownRegistry)
+    fn policy(&self, repository: &Repository) -> Result<Arc<Policy>, Error> {
+        let policies = self.policies.read().unwrap_or_else(PoisonError::into_inner);
+        policies.get(&repository.registry).cloned().ok_or(Error::UnknownRegistry)
+    }
+
+    /// Refuses what is unknown, and what the operator keeps out.
+    fn allowed(&self, repository: &Repository) -> Result<(), Error> {
+        if self.policy(repository)?.allows(&repository.name) { Ok(()) } else { Err(Error::NotAllowed) }
     }
 
     fn slots_of(&self, registry: &Registry) -> &Semaphore {

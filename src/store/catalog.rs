@@ -34,8 +34,6 @@ const USE_PRECISION: Duration = Duration::from_secs(60);
 const MAX_GRANTS: usize = 4096;
 /// Most accounts that one blob is known to have been fetched with.
 const MAX_ACCOUNTS: usize = 64;
-/// Most past digests kept of one tag; the oldest is forgotten.
-const MAX_TAG_HISTORY: usize = 64;
 
 /// Something known about content beside its bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +46,8 @@ pub(super) enum Fact {
     Account(Registry, Arc<str>),
     /// This repository may serve it.
     Grant(Repository),
+    /// The registry said so of this repository, then. Of public content nobody needs to know.
+    Confirmed(Repository, Timestamp),
 }
 
 /// Why a repository may serve some content.
@@ -60,6 +60,15 @@ pub enum Proof {
     },
     /// The registry said so, and its word was enough (see [`super::Store::is_opened_by`]).
     Confirmed,
+}
+
+/// A right of a repository to serve some content, and what it stands on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// The content was once fetched without credentials: the right has no end.
+    pub is_public: bool,
+    /// When the registry last showed that the repository has it; not kept of public content.
+    pub confirmed_at: Option<Timestamp>,
 }
 
 /// How a repository stands to some content.
@@ -85,6 +94,12 @@ pub struct TagRecord {
     /// Where it pointed before, oldest first.
     #[serde(default)]
     pub history: Vec<Past>,
+    /// The upstream said, then, that the tag is gone; the rest is what it was before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gone_at: Option<Timestamp>,
+    /// Where the upstream says that it points, and is not followed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<Past>,
 }
 
 /// A digest that a tag has pointed to.
@@ -129,6 +144,7 @@ pub(super) struct Entry {
     is_public: bool,
     accounts: Vec<(Registry, Arc<str>)>,
     grants: Vec<RepositoryId>,
+    confirmed: Vec<(RepositoryId, Timestamp)>,
 }
 
 impl Catalog {
@@ -176,6 +192,7 @@ impl Catalog {
             is_public: false,
             accounts: Vec::new(),
             grants: Vec::new(),
+            confirmed: Vec::new(),
         };
         for (fact, grant) in facts.iter().zip(grants) {
             entry.learn(fact, grant);
@@ -253,6 +270,31 @@ impl Catalog {
         }
     }
 
+    pub(super) fn grant(&self, repository: &Repository, digest: &Digest) -> Option<Grant> {
+        let id = self.repository_id(repository)?;
+        let shard = self.read(digest);
+        let entry = shard.get(digest).filter(|entry| entry.grants.contains(&id))?;
+        let confirmed = entry.confirmed.iter().find(|(known, _)| *known == id);
+        Some(Grant { is_public: entry.is_public, confirmed_at: confirmed.map(|(_, at)| *at) })
+    }
+
+    /// Takes a right back that does not stand on public content; `false` when there was none.
+    pub(super) fn revoke(&self, repository: &Repository, digest: &Digest) -> bool {
+        let Some(id) = self.repository_id(repository) else { return false };
+        self.write(digest).get_mut(digest).is_some_and(|entry| entry.revoke(id))
+    }
+
+    /// Takes back all such rights of a repository: what they were for.
+    pub(super) fn revoke_all(&self, repository: &Repository) -> Vec<Digest> {
+        let Some(id) = self.repository_id(repository) else { return Vec::new() };
+        let mut revoked = Vec::new();
+        for shard in &self.shards {
+            let mut shard = shard.write().unwrap_or_else(PoisonError::into_inner);
+            revoked.extend(shard.iter_mut().filter_map(|(digest, entry)| entry.revoke(id).then_some(*digest)));
+        }
+        revoked
+    }
+
     pub(super) fn is_opened_by(&self, digest: &Digest, registry: &Registry, account: Option<&str>) -> bool {
         self.read(digest).get(digest).is_some_and(|entry| {
             let same = |known: &(Registry, Arc<str>)| known.0 == *registry && Some(&*known.1) == account;
@@ -261,13 +303,13 @@ impl Catalog {
     }
 
     /// The facts that a proof amounts to.
-    pub(super) fn facts(repository: &Repository, proof: &Proof) -> Vec<Fact> {
-        let grant = Fact::Grant(repository.clone());
+    pub(super) fn facts(repository: &Repository, proof: &Proof, now: Timestamp) -> Vec<Fact> {
+        let (grant, confirmed) = (Fact::Grant(repository.clone()), Fact::Confirmed(repository.clone(), now));
         match proof {
-            Proof::Confirmed => vec![grant],
+            Proof::Confirmed => vec![grant, confirmed],
             Proof::Content { account: None } => vec![Fact::Public, grant],
             Proof::Content { account: Some(account) } => {
-                vec![Fact::Account(repository.registry.clone(), account.clone()), grant]
+                vec![Fact::Account(repository.registry.clone(), account.clone()), grant, confirmed]
             }
         }
     }
@@ -278,12 +320,13 @@ impl Catalog {
         self.write(digest).get_mut(digest).is_some_and(|entry| entry.learn(fact, grant))
     }
 
-    /// Takes a grant back; `false` when there was none.
-    pub(super) fn revoke(&self, digest: &Digest, repository: &Repository) -> bool {
+    /// Takes a right back, also one that stands on public content; `false` when there was none.
+    pub(super) fn purge_grant(&self, digest: &Digest, repository: &Repository) -> bool {
         let Some(id) = self.repository_id(repository) else { return false };
         self.write(digest).get_mut(digest).is_some_and(|entry| {
             let before = entry.grants.len();
             entry.grants.retain(|granted| *granted != id);
+            entry.confirmed.retain(|(granted, _)| *granted != id);
             entry.grants.len() < before
         })
     }
@@ -305,18 +348,28 @@ impl Catalog {
         let mut tags = self.tags.write().unwrap_or_else(PoisonError::into_inner);
         let known = tags.entry(repository.clone()).or_default();
         let (record, moved) = match known.get(tag) {
-            None => {
-                let history = Vec::new();
-                (TagRecord { digest: *digest, first_seen: now, checked_at: now, history }, Moved::New)
-            }
+            None => (TagRecord::new(digest, now), Moved::New),
             Some(old) if old.digest == *digest => {
-                (TagRecord { checked_at: now, ..TagRecord::clone(old) }, Moved::Unchanged)
+                (old.confirmed(now), if old.gone_at.is_some() { Moved::New } else { Moved::Unchanged })
             }
             Some(old) => (old.moved_to(digest, now), Moved::From(old.digest)),
         };
         let record = Arc::new(record);
         known.insert(tag.clone(), record.clone());
         (record, moved)
+    }
+
+    /// Changes what is known of a tag; `None` when nothing is.
+    pub(super) fn change_tag(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        change: impl FnOnce(&TagRecord) -> TagRecord,
+    ) -> Option<Arc<TagRecord>> {
+        let mut tags = self.tags.write().unwrap_or_else(PoisonError::into_inner);
+        let known = tags.get_mut(repository)?.get_mut(tag)?;
+        *known = Arc::new(change(known));
+        Some(known.clone())
     }
 
     /// Sets a record as it was written.
@@ -375,7 +428,7 @@ impl Catalog {
     /// The number of the repository that a grant is for. Taken before a shard's lock.
     fn grant_of(&self, fact: &Fact) -> Option<RepositoryId> {
         match fact {
-            Fact::Grant(repository) => Some(self.intern(repository)),
+            Fact::Grant(repository) | Fact::Confirmed(repository, _) => Some(self.intern(repository)),
             _ => None,
         }
     }
@@ -394,8 +447,11 @@ impl Entry {
     fn facts<'a>(&'a self, names: &'a HashMap<u32, Repository>) -> impl Iterator<Item = Fact> + 'a {
         let accounts = self.accounts.iter().map(|(registry, name)| Fact::Account(registry.clone(), name.clone()));
         let grants = self.grants.iter().filter_map(|id| names.get(&id.0).cloned().map(Fact::Grant));
+        let named = |(id, at): &(RepositoryId, Timestamp)| Some(Fact::Confirmed(names.get(&id.0)?.clone(), *at));
+        let confirmed = self.confirmed.iter().filter_map(named);
         let media_type = self.media_type.clone().map(Fact::MediaType);
-        media_type.into_iter().chain(self.is_public.then_some(Fact::Public)).chain(accounts).chain(grants)
+        let public = self.is_public.then_some(Fact::Public);
+        media_type.into_iter().chain(public).chain(accounts).chain(grants).chain(confirmed)
     }
 
     /// A manifest type stays: another registry that sends the same bytes as something else changes nothing.
@@ -419,18 +475,32 @@ impl Entry {
                 add_bounded(&mut self.accounts, (registry.clone(), name.clone()), MAX_ACCOUNTS)
             }
             Fact::Grant(_) => grant.is_some_and(|id| add_bounded(&mut self.grants, id, MAX_GRANTS)),
+            Fact::Confirmed(_, at) => grant.is_some_and(|id| self.confirm(id, *at)),
         }
     }
-}
 
-impl TagRecord {
-    fn moved_to(&self, digest: &Digest, now: Timestamp) -> Self {
-        let mut history = self.history.clone();
-        if history.len() == MAX_TAG_HISTORY {
-            history.remove(0);
+    /// `false` when it is no news, or nobody needs to know.
+    fn confirm(&mut self, id: RepositoryId, at: Timestamp) -> bool {
+        if self.is_public || !self.grants.contains(&id) {
+            return false;
         }
-        history.push(Past { digest: self.digest, first_seen: self.first_seen, last_seen: self.checked_at });
-        Self { digest: *digest, first_seen: now, checked_at: now, history }
+        match self.confirmed.iter_mut().find(|(known, _)| *known == id) {
+            Some((_, known)) if *known >= at => false,
+            Some((_, known)) => {
+                *known = at;
+                true
+            }
+            None => add_bounded(&mut self.confirmed, (id, at), MAX_GRANTS),
+        }
+    }
+
+    fn revoke(&mut self, id: RepositoryId) -> bool {
+        if self.is_public || !self.grants.contains(&id) {
+            return false;
+        }
+        self.grants.retain(|known| *known != id);
+        self.confirmed.retain(|(known, _)| *known != id);
+        true
     }
 }
 
@@ -461,7 +531,7 @@ mod tests {
     }
 
     fn learn_all(catalog: &Catalog, digest: &Digest, repository: &Repository, proof: &Proof) {
-        for fact in Catalog::facts(repository, proof) {
+        for fact in Catalog::facts(repository, proof, Timestamp::from_millis(7)) {
             catalog.learn(digest, &fact);
         }
     }
@@ -481,9 +551,34 @@ mod tests {
         assert!(!catalog.is_opened_by(&blob, &repository("b.io/x").registry, Some("me")));
         learn_all(&catalog, &blob, &other, &Proof::Content { account: None });
         assert!(catalog.is_opened_by(&blob, &repository("b.io/x").registry, None), "public now");
-        assert!(catalog.revoke(&blob, &mine) && !catalog.revoke(&blob, &mine));
+        assert!(catalog.purge_grant(&blob, &mine) && !catalog.purge_grant(&blob, &mine));
         assert_eq!(catalog.standing(&mine, &blob), Standing::Ungranted);
         assert_eq!(catalog.standing(&other, &blob), Standing::Granted, "the others keep theirs");
+    }
+
+    #[test]
+    fn a_right_to_private_content_can_be_taken_back() {
+        let (catalog, mine, other) = (Catalog::new(), repository("a.io/x"), repository("a.io/y"));
+        let (secret, public) = (digest("secret"), digest("public"));
+        for blob in [&secret, &public] {
+            catalog.insert(blob, 1, Timestamp::now(), &[]);
+        }
+        let account = Proof::Content { account: Some("me".into()) };
+        learn_all(&catalog, &secret, &mine, &account);
+        learn_all(&catalog, &secret, &other, &account);
+        learn_all(&catalog, &public, &mine, &Proof::Content { account: None });
+        let confirmed_at = Some(Timestamp::from_millis(7));
+        assert_eq!(catalog.grant(&mine, &secret), Some(Grant { is_public: false, confirmed_at }));
+        assert_eq!(catalog.grant(&mine, &public), Some(Grant { is_public: true, confirmed_at: None }));
+        assert!(catalog.learn(&secret, &Fact::Confirmed(mine.clone(), Timestamp::from_millis(9))));
+        assert!(!catalog.learn(&secret, &Fact::Confirmed(mine.clone(), Timestamp::from_millis(8))), "older");
+        assert_eq!(catalog.grant(&mine, &secret).unwrap().confirmed_at, Some(Timestamp::from_millis(9)));
+        assert_eq!(catalog.revoke_all(&mine), [secret], "public content stays open");
+        assert!(!catalog.revoke(&mine, &secret) && !catalog.revoke(&mine, &public));
+        assert_eq!(catalog.grant(&mine, &secret), None);
+        assert!(!catalog.learn(&secret, &Fact::Confirmed(mine.clone(), Timestamp::now())), "a right is not made by it");
+        assert_eq!(catalog.standing(&other, &secret), Standing::Granted, "its own right");
+        assert!(catalog.revoke(&other, &secret) && catalog.grant(&other, &secret).is_none());
     }
 
     #[test]

@@ -20,7 +20,7 @@ pub(super) enum Change {
     Forget(Digest),
     /// Something about content is known now.
     Fact(Digest, Fact),
-    /// A repository may no longer serve content.
+    /// A repository may not serve content any more.
     Revoke(Digest, Repository),
     /// A tag points elsewhere, or is gone.
     Tag(Repository, Tag, Option<Arc<TagRecord>>),

@@ -32,6 +32,7 @@ mod error;
 mod evict;
 mod health;
 mod index;
+mod inventory;
 mod journal;
 mod memory;
 mod options;
@@ -44,6 +45,7 @@ mod rot;
 mod scrub;
 mod space;
 mod spool;
+mod tag;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
@@ -73,11 +75,12 @@ use self::rot::Quarantine;
 use self::space::Space;
 use self::writer::IndexWriter;
 
-pub use self::catalog::{Moved, Past, Proof, Standing, TagRecord};
+pub use self::catalog::{Grant, Moved, Past, Proof, Standing, TagRecord};
 pub use self::clock::Timestamp;
 pub use self::content::{Content, Document};
 pub use self::error::{BeginError, Error, OpenError};
 pub use self::health::Trouble;
+pub use self::inventory::{Inventory, Known, Room};
 pub use self::options::{Amount, Options};
 pub use self::pins::{Pin, PinError, PinMember, PinTarget};
 pub use self::purge::{Holder, Kept, PurgeTarget, Purged};
@@ -206,7 +209,7 @@ impl Store {
     /// Makes verified content visible, granted to the repository that it was fetched from. After this returns it survives
     /// a crash.
     pub async fn publish(&self, complete: Complete, repository: &Repository, proof: &Proof) -> Result<(), Error> {
-        content::publish(&self.inner, complete, Catalog::facts(repository, proof)).await?;
+        content::publish(&self.inner, complete, Catalog::facts(repository, proof, Timestamp::now())).await?;
         self.report();
         Ok(())
     }
@@ -219,7 +222,7 @@ impl Store {
         repository: &Repository,
         proof: &Proof,
     ) -> Result<(), Error> {
-        let facts = Catalog::facts(repository, proof);
+        let facts = Catalog::facts(repository, proof, Timestamp::now());
         content::put_document(&self.inner, verified, document.bytes, document.media_type, repository, facts).await?;
         self.report();
         Ok(())
@@ -254,15 +257,42 @@ impl Store {
         self.inner.catalog.is_opened_by(digest, registry, account)
     }
 
+    /// The right of this repository to this content, where it has one.
+    pub fn grant_of(&self, repository: &Repository, digest: &Digest) -> Option<Grant> {
+        self.inner.catalog.grant(repository, digest)
+    }
+
+    /// Takes back the right of this repository to content that is not public.
+    pub async fn revoke(&self, repository: &Repository, digest: &Digest) {
+        if self.inner.catalog.revoke(repository, digest) {
+            self.inner.writer.send(Change::Revoke(*digest, repository.clone())).await;
+        }
+    }
+
+    /// Takes back all rights of this repository to content that is not public: how many. Looks at all content.
+    pub async fn revoke_all(&self, repository: &Repository) -> usize {
+        let (inner, of) = (self.inner.clone(), repository.clone());
+        let revoked = blocking(move || inner.catalog.revoke_all(&of)).await;
+        for digest in &revoked {
+            self.inner.writer.send(Change::Revoke(*digest, repository.clone())).await;
+        }
+        revoked.len()
+    }
+
     /// Records that this repository may serve this content. Without the content it means nothing and is not kept.
     pub async fn grant(&self, repository: &Repository, digest: &Digest, proof: &Proof) {
-        content::learn(&self.inner, digest, Catalog::facts(repository, proof)).await;
+        content::learn(&self.inner, digest, Catalog::facts(repository, proof, Timestamp::now())).await;
     }
 
     // === Tags ===
 
-    /// What is known of a tag.
+    /// What is known of a tag that the upstream has, as far as it last said.
     pub fn tag(&self, repository: &Repository, tag: &Tag) -> Option<Arc<TagRecord>> {
+        self.tag_record(repository, tag).filter(|record| record.gone_at.is_none())
+    }
+
+    /// What is known of a tag, also of one that is gone.
+    pub fn tag_record(&self, repository: &Repository, tag: &Tag) -> Option<Arc<TagRecord>> {
         self.inner.catalog.tag(repository, tag)
     }
 
@@ -278,10 +308,32 @@ impl Store {
         moved
     }
 
-    /// The upstream said that the tag is gone.
+    /// The upstream said, now, that the tag points to `digest`, and that is not followed; `true` when it said so for the
+    /// first time.
+    pub async fn refuse_move(&self, repository: &Repository, tag: &Tag, digest: &Digest) -> bool {
+        let mut is_news = true;
+        let changed = self.inner.catalog.change_tag(repository, tag, |record| {
+            is_news = record.refused.as_ref().is_none_or(|past| past.digest != *digest);
+            record.refusing(digest, Timestamp::now())
+        });
+        let Some(record) = changed else { return false };
+        let (repository, tag) = (repository.clone(), tag.clone());
+        let change = match is_news {
+            true => Change::Tag(repository, tag, Some(record)),
+            false => Change::Checked(repository, tag, record),
+        };
+        self.inner.writer.send(change).await;
+        is_news
+    }
+
+    /// The upstream said that the tag is gone. Its history stays.
     pub async fn forget_tag(&self, repository: &Repository, tag: &Tag) {
-        if self.inner.catalog.forget_tag(repository, tag) {
-            self.inner.writer.send(Change::Tag(repository.clone(), tag.clone(), None)).await;
+        if self.tag(repository, tag).is_none() {
+            return;
+        }
+        let changed = self.inner.catalog.change_tag(repository, tag, |record| record.gone(Timestamp::now()));
+        if let Some(record) = changed {
+            self.inner.writer.send(Change::Tag(repository.clone(), tag.clone(), Some(record))).await;
         }
     }
 

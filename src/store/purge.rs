@@ -116,7 +116,7 @@ pub(super) fn purge(inner: &Inner, target: &PurgeTarget) -> Purged {
     }
     for (digest, repository) in claims {
         touched.push(digest);
-        if inner.catalog.revoke(&digest, &repository) {
+        if inner.catalog.purge_grant(&digest, &repository) {
             inner.writer.tell(Change::Revoke(digest, repository.clone()));
         }
         if let Some(known) = survey.contents.get_mut(&digest) {

@@ -11,6 +11,7 @@ use super::engine::Engine;
 use super::error::BeginError;
 use super::error::OpenError;
 use super::health::Health;
+use super::inventory::Room;
 use super::options::Options;
 use crate::metrics::Metrics;
 
@@ -94,6 +95,18 @@ impl Space {
 
     pub(super) fn reserved_bytes(&self) -> u64 {
         self.used().reserved_bytes
+    }
+
+    /// What there is, and when something goes. A disk that does not answer has nothing free.
+    pub(super) fn room(&self) -> Room {
+        let (disk_bytes, free_bytes) = self.engine.disk().unwrap_or_default();
+        Room {
+            max_bytes: self.max_bytes,
+            low_watermark_bytes: self.max_bytes / 100 * LOW_WATERMARK_PERCENT,
+            min_free_bytes: self.min_free_bytes,
+            free_bytes,
+            disk_bytes,
+        }
     }
 
     /// Counts what an earlier run stored.

@@ -15,6 +15,9 @@ pub enum Error {
     /// Not among the configured registries.
     #[error("the registry is not configured")]
     UnknownRegistry,
+    /// The registry is switched offline: nobody is asked.
+    #[error("the registry is switched offline")]
+    Offline,
     /// 404 or 410.
     #[error("the registry does not have it")]
     NotFound,
@@ -72,6 +75,7 @@ impl Error {
         match self {
             Self::Unavailable { .. } | Self::Unreachable { .. } | Self::TimedOut { .. } | Self::Cut { .. } => true,
             Self::UnknownRegistry
+            | Self::Offline
             | Self::NotFound
             | Self::Denied { .. }
             | Self::RateLimited { .. }

@@ -13,6 +13,8 @@
 
 mod auth;
 mod blob;
+mod breaker;
+mod budget;
 mod dial;
 mod endpoint;
 mod error;
@@ -23,6 +25,7 @@ mod redirect;
 mod request;
 mod retry;
 mod secret;
+mod status;
 mod throttle;
 mod tls;
 mod wire;
@@ -36,11 +39,15 @@ use std::cell::LazyCell;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 
 use tokio::sync::Semaphore;
 use url::Url;
 
 use self::auth::Auth;
+use self::budget::Budget;
 use self::endpoint::Endpoints;
 use self::request::MAX_QUESTIONS;
 use self::request::RegistryClient;
@@ -58,6 +65,7 @@ pub use self::blob::BlobBody;
 pub use self::blob::BlobHead;
 pub use self::blob::Part;
 pub use self::blob::Source;
+pub use self::breaker::Health;
 pub use self::error::Error;
 pub use self::error::SetupError;
 pub use self::listing::ReferrersPage;
@@ -70,6 +78,10 @@ pub use self::options::Options;
 pub use self::options::RegistryOptions;
 pub use self::options::Window;
 pub use self::secret::Secret;
+pub use self::status::EndpointStatus;
+pub use self::status::RateLimit;
+pub use self::status::RegistryStatus;
+pub use self::status::TokenStatus;
 
 /// As whom content was got.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -82,7 +94,12 @@ pub enum Identity {
 
 /// The configured registries. Cheap to clone.
 #[derive(Clone)]
-pub struct Upstream(Arc<HashMap<Registry, RegistryClient>>);
+pub struct Upstream(Arc<Shared>);
+
+struct Shared {
+    clients: HashMap<Registry, RegistryClient>,
+    is_offline: AtomicBool,
+}
 
 impl Upstream {
     /// Sets up the clients; asks nobody. Proxies come from `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`;
@@ -109,18 +126,50 @@ impl Upstream {
                 auth: Auth::new(&registry)?,
                 endpoints: Endpoints::new(registry.endpoints),
                 turns: Semaphore::new(MAX_QUESTIONS),
+                budget: Budget::new(registry.max_requests_per_minute),
+                is_offline: AtomicBool::new(registry.offline),
+                said_limit: Mutex::default(),
             };
             let name = registry.registry;
             if clients.insert(name.clone(), client).is_some() {
                 return Err(SetupError::Duplicate { registry: name });
             }
         }
-        Ok(Self(Arc::new(clients)))
+        Ok(Self(Arc::new(Shared { clients, is_offline: AtomicBool::new(options.offline) })))
     }
 
     /// Whether it is configured.
     pub fn knows(&self, registry: &Registry) -> bool {
-        self.0.contains_key(registry)
+        self.0.clients.contains_key(registry)
+    }
+
+    /// From now on nobody asks this registry, or any at all, or they are asked again. What is on its way goes on.
+    pub fn set_offline(&self, registry: Option<&Registry>, is_offline: bool) -> Result<(), Error> {
+        let switch = match registry {
+            None => &self.0.is_offline,
+            Some(registry) => &self.0.clients.get(registry).ok_or(Error::UnknownRegistry)?.is_offline,
+        };
+        switch.store(is_offline, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Whether nobody may be asked.
+    pub fn is_all_offline(&self) -> bool {
+        self.0.is_offline.load(Ordering::Relaxed)
+    }
+
+    /// Whether this registry may not be asked.
+    pub fn is_offline(&self, registry: &Registry) -> bool {
+        let client = self.0.clients.get(registry);
+        self.is_all_offline() || client.is_some_and(|client| client.is_offline.load(Ordering::Relaxed))
+    }
+
+    /// How the registries are, by name.
+    pub fn status(&self) -> Vec<RegistryStatus> {
+        let of = |(registry, client)| status::of(registry, client, self.is_offline(registry));
+        let mut all: Vec<_> = self.0.clients.iter().map(of).collect();
+        all.sort_by(|a, b| a.registry.cmp(&b.registry));
+        all
     }
 
     /// HEAD of a manifest, with the full `Accept`. Of a registry without HEAD nothing is known: see
@@ -165,14 +214,16 @@ impl Upstream {
         self.client(repository)?.referrers(&repository.name, digest, artifact_type).await
     }
 
+    /// The way to every question.
     fn client(&self, repository: &Repository) -> Result<&RegistryClient, Error> {
-        self.0.get(&repository.registry).ok_or(Error::UnknownRegistry)
+        let client = self.0.clients.get(&repository.registry).ok_or(Error::UnknownRegistry)?;
+        if self.is_offline(&repository.registry) { Err(Error::Offline) } else { Ok(client) }
     }
 }
 
 impl fmt::Debug for Upstream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.0.keys()).finish()
+        f.debug_set().entries(self.0.clients.keys()).finish()
     }
 }
 

@@ -1,5 +1,6 @@
 //! What the layer is built from: plain data.
 
+use std::num::NonZeroU32;
 use std::num::NonZeroU64;
 use std::time::Duration;
 
@@ -21,6 +22,8 @@ pub struct Options {
     pub registries: Vec<RegistryOptions>,
     /// What blobs of all registries together may take; no limit by default.
     pub bandwidth: Bandwidth,
+    /// Nobody is asked at all, until that is switched off.
+    pub offline: bool,
 }
 
 impl Default for Options {
@@ -29,6 +32,7 @@ impl Default for Options {
             user_agent: concat!("forebay/", env!("CARGO_PKG_VERSION")).to_owned(),
             registries: Vec::new(),
             bandwidth: Bandwidth::default(),
+            offline: false,
         }
     }
 }
@@ -52,6 +56,10 @@ pub struct RegistryOptions {
     pub read_timeout: Duration,
     /// What blobs of this registry may take; no limit by default.
     pub bandwidth: Bandwidth,
+    /// Most requests in a minute; further ones wait in order. No limit by default.
+    pub max_requests_per_minute: Option<NonZeroU32>,
+    /// It is not asked, until that is switched off.
+    pub offline: bool,
 }
 
 impl RegistryOptions {
@@ -66,6 +74,8 @@ impl RegistryOptions {
             connect_timeout: DEFAULT_CONNECT_TIMEOUT,
             read_timeout: DEFAULT_READ_TIMEOUT,
             bandwidth: Bandwidth::default(),
+            max_requests_per_minute: None,
+            offline: false,
         }
     }
 }

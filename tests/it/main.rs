@@ -14,9 +14,11 @@
 mod support;
 
 mod admin;
+mod api;
 mod auth;
 mod basics;
 mod cold;
+mod commands;
 mod conditional;
 mod damage;
 mod discovery;

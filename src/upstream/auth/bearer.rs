@@ -23,6 +23,8 @@ use url::Url;
 use crate::upstream::error::Error;
 use crate::upstream::redirect;
 use crate::upstream::retry;
+use crate::upstream::status::TokenStatus;
+use crate::upstream::status::millis;
 use crate::upstream::wire::Wire;
 
 /// Most tokens kept of one registry; one repository needs one.
@@ -73,6 +75,7 @@ pub(super) struct Account {
 struct Token {
     /// `Bearer …`, marked sensitive.
     header: HeaderValue,
+    got_at: Instant,
     renew_at: Instant,
 }
 
@@ -97,6 +100,19 @@ impl Tokens {
             Some(kept) if kept.value().header == *refused => Op::Remove,
             _ => Op::Nop,
         });
+    }
+
+    /// What is kept, for people.
+    pub(super) fn status(&self) -> TokenStatus {
+        let (mut count, now) = (0, Instant::now());
+        let (mut oldest, mut next) = (None, None);
+        for (_, token) in &self.kept {
+            count += 1;
+            oldest = oldest.max(Some(now.saturating_duration_since(token.got_at)));
+            let renewed_in = token.renew_at.saturating_duration_since(now);
+            next = Some(next.map_or(renewed_in, |next: Duration| next.min(renewed_in)));
+        }
+        TokenStatus { count, oldest_age_ms: oldest.map(millis), renewed_in_ms: next.map(millis) }
     }
 
     /// A token for `request`, and whether it is new: kept, or asked for once for all who wait. `account` is ignored for
@@ -170,7 +186,7 @@ async fn fetch(wire: &Wire, request: &TokenRequest, account: Option<&Account>) -
         .expires_in
         .filter(|seconds| *seconds > 0.0)
         .map_or(DEFAULT_LIFE, |seconds| Duration::try_from_secs_f64(seconds).unwrap_or(LONGEST_LIFE).min(LONGEST_LIFE));
-    Ok(Token { header, renew_at: asked_at + life.mul_f64(RENEW_AT) })
+    Ok(Token { header, got_at: asked_at, renew_at: asked_at + life.mul_f64(RENEW_AT) })
 }
 
 fn refused(status: StatusCode, headers: &http::HeaderMap, origin: &str, with_credentials: bool) -> Error {
@@ -202,7 +218,9 @@ mod tests {
         };
         let tokens = Tokens::new();
         let (old, new) = (HeaderValue::from_static("Bearer old"), HeaderValue::from_static("Bearer new"));
-        tokens.kept.insert(request.clone(), Token { header: new.clone(), renew_at: Instant::now() });
+        tokens
+            .kept
+            .insert(request.clone(), Token { header: new.clone(), got_at: Instant::now(), renew_at: Instant::now() });
         tokens.forget(&request, &old);
         assert!(tokens.kept.contains_key(&request));
         tokens.forget(&request, &new);

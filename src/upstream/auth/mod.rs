@@ -23,6 +23,7 @@ use super::error::Error;
 use super::error::SetupError;
 use super::options::RegistryOptions;
 use super::redirect;
+use super::status::TokenStatus;
 use super::wire::Wire;
 use crate::oci::RepositoryName;
 
@@ -84,6 +85,15 @@ impl Auth {
             tokens: Tokens::new(),
             remembered: Cache::new(MAX_REMEMBERED),
         })
+    }
+
+    /// Who we are where we are asked.
+    pub(super) fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    pub(super) fn token_status(&self) -> TokenStatus {
+        self.tokens.status()
     }
 
     /// What worked for this endpoint and repository before. A refusal to renew it is no error: the endpoint will be asked
