@@ -98,6 +98,10 @@ pub async fn run(
     let store = store_options(&config);
     let store = tokio::task::block_in_place(|| Store::open(&store, metrics.clone()))?;
     let puller = Puller::new(pull_options(&config), store.clone(), upstream.clone(), metrics.clone());
+    report_health(&store, &readiness);
+    if let Some(scrub) = scrub_plan(&config) {
+        store.scrub_in_background(scrub);
+    }
     let service = Service::new(table, puller.clone(), metrics);
     let (reload, requests) = mpsc::channel(1);
     let (service_now, level) = (service.clone(), telemetry.level());
@@ -145,6 +149,19 @@ pub async fn run(
     let _ = tokio::task::spawn_blocking(move || admin_thread.join()).await;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Lets `/readyz` say how the disk does.
+fn report_health(store: &Store, readiness: &Readiness) {
+    let (mut health, readiness) = (store.health(), readiness.clone());
+    tokio::spawn(async move {
+        loop {
+            readiness.set_degraded(health.borrow_and_update().as_deref().map(str::to_owned));
+            if health.changed().await.is_err() {
+                return;
+            }
+        }
+    });
 }
 
 /// A token that the first SIGTERM or SIGINT cancels. The second calls `end_at_once`: what is on disk is whole at
@@ -316,6 +333,11 @@ fn store_options(config: &Config) -> store::Options {
         min_free: amount(config.storage.min_free),
         memory_cache_bytes: config.storage.memory_cache.bytes(),
     }
+}
+
+fn scrub_plan(config: &Config) -> Option<store::Scrub> {
+    let interval = config.storage.scrub_interval?;
+    Some(store::Scrub { interval, rate_bytes_per_second: config.storage.scrub_rate.bytes_per_second().get() })
 }
 
 fn upstream_options(config: &Config) -> upstream::Options {

@@ -62,6 +62,25 @@ impl Source {
     }
 }
 
+/// Who found content that is rotten: the `found_by` label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FoundBy {
+    /// Somebody asked for it.
+    Read,
+    /// The background scrub.
+    Scrub,
+}
+
+impl FoundBy {
+    /// The label value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Scrub => "scrub",
+        }
+    }
+}
+
 /// The instruments. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Metrics {
@@ -74,6 +93,10 @@ pub struct Metrics {
     store_bytes: Gauge<u64>,
     store_blobs: Gauge<u64>,
     evicted_bytes: Counter<u64>,
+    rotten: Counter<u64>,
+    scrubbed_bytes: Counter<u64>,
+    store_writable: Gauge<u64>,
+    disk_errors: Counter<u64>,
     first_byte_seconds: Histogram<f64>,
     upstream_ratelimit_remaining: Gauge<u64>,
     upstream_ratelimit_limit: Gauge<u64>,
@@ -112,6 +135,10 @@ impl Metrics {
             store_bytes: gauge("forebay_store_bytes", "Bytes of stored content"),
             store_blobs: gauge("forebay_store_blobs", "Stored blobs and manifests"),
             evicted_bytes: counter("forebay_evicted_bytes", "Bytes of content evicted to make room"),
+            rotten: counter("forebay_rotten_blobs", "Stored content that proved wrong, by who found it"),
+            scrubbed_bytes: counter("forebay_scrubbed_bytes", "Bytes that the background scrub has hashed"),
+            store_writable: gauge("forebay_store_writable", "1 while the disk takes new content, else 0"),
+            disk_errors: counter("forebay_disk_errors", "Operations that the disk refused"),
             first_byte_seconds: meter
                 .f64_histogram("forebay_first_byte_seconds")
                 .with_description("From request to response head")
@@ -216,6 +243,26 @@ impl Metrics {
     pub fn stored(&self, bytes: u64, blobs: u64) {
         self.store_bytes.record(bytes, &[]);
         self.store_blobs.record(blobs, &[]);
+    }
+
+    /// Stored content proved wrong.
+    pub fn rotten(&self, found_by: FoundBy) {
+        self.rotten.add(1, &[KeyValue::new("found_by", found_by.as_str())]);
+    }
+
+    /// The scrub has hashed so many bytes.
+    pub fn scrubbed(&self, bytes: u64) {
+        self.scrubbed_bytes.add(bytes, &[]);
+    }
+
+    /// Whether the disk takes new content.
+    pub fn store_writable(&self, is_writable: bool) {
+        self.store_writable.record(u64::from(is_writable), &[]);
+    }
+
+    /// The disk refused: `operation` is `read`, `write` or `remove`.
+    pub fn disk_error(&self, operation: &'static str) {
+        self.disk_errors.add(1, &[KeyValue::new("operation", operation)]);
     }
 
     /// Content was evicted.

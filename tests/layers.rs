@@ -16,7 +16,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("admin", &["metrics", "oci", "pull", "store", "telemetry"]),
     ("telemetry", &[]),
     ("config", &["oci", "telemetry"]),
-    ("cli", &["admin", "config", "oci"]),
+    ("cli", &["admin", "config", "oci", "store"]),
     ("app", &["oci", "metrics", "store", "upstream", "pull", "registry", "serve", "admin", "telemetry", "config"]),
     ("main", &[]),
     ("lib", &[]),

@@ -42,7 +42,10 @@ impl Answers {
             "/" => page::answer(),
             "/metrics" => text(StatusCode::OK, PROMETHEUS_TEXT, (self.metrics_text)()),
             "/readyz" => match self.readiness.reason() {
-                None => text(StatusCode::OK, TEXT, "ready".to_owned()),
+                None => {
+                    let problem = self.readiness.degraded().map(|problem| format!("ready, degraded: {problem}"));
+                    text(StatusCode::OK, TEXT, problem.unwrap_or_else(|| "ready".to_owned()))
+                }
                 Some(reason) => text(StatusCode::SERVICE_UNAVAILABLE, TEXT, reason),
             },
             _ => text(StatusCode::OK, TEXT, "ok".to_owned()),

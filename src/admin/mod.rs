@@ -2,7 +2,8 @@
 //! while the data path is saturated.
 //!
 //! - `GET /healthz`: 200 `ok` while the process runs.
-//! - `GET /readyz`: 200 `ready`, or 503 with the reason.
+//! - `GET /readyz`: 200 `ready`, or 503 with the reason. 200 `ready, degraded: …` while the disk takes no new content: what
+//!   is stored is served and the rest passed through, so that clients are still better off here than elsewhere.
 //! - `GET /metrics`: Prometheus text.
 //! - `/api/v1/…`: see [`api`].
 //! - `GET /`: the page, for people, over that API.

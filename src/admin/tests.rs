@@ -74,6 +74,10 @@ fn answers() {
 
     readiness.set_ready();
     assert_eq!(ask(address, "GET", "/readyz").1, "ready");
+    readiness.set_degraded(Some("the disk is full".to_owned()));
+    let (head, body) = ask(address, "GET", "/readyz");
+    assert!(head.starts_with("http/1.1 200 ") && body == "ready, degraded: the disk is full", "{head} {body}");
+    readiness.set_degraded(None);
     readiness.set_not_ready("stopping");
     let (head, body) = ask(address, "GET", "/readyz");
     assert!(head.starts_with("http/1.1 503 ") && body == "stopping", "{head} {body}");

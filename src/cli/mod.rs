@@ -1,7 +1,8 @@
 //! The command line: what was typed, as plain data, and how to print. One file per family of commands.
 //!
 //! Promises that wrong usage ends with exit code 2 before anything happens. Commands about a running proxy ask its admin
-//! API. Must never build or start a layer: `serve` hands its arguments to the composition root.
+//! API. Must never build or start a layer: `serve` hands its arguments to the composition root, and `verify` only reads
+//! files, by the store's own function for that.
 
 pub mod client_config;
 pub mod config;
@@ -10,6 +11,7 @@ pub mod references;
 pub mod remote;
 pub mod serve;
 mod text;
+pub mod verify;
 pub mod warm;
 
 use clap::{Parser, Subcommand};
@@ -32,6 +34,8 @@ pub enum Command {
     /// Checks or shows the configuration
     #[command(subcommand)]
     Config(config::Command),
+    /// Hashes everything that is stored, also beside a running proxy
+    Verify(verify::Arguments),
     /// Lists the images that a running proxy holds
     Ls(content::List),
     /// Shows what a running proxy holds, saves and does
@@ -122,13 +126,14 @@ mod tests {
 
     #[test]
     fn wrong_usage_exits_with_2() {
-        let rows: [&[&str]; 6] = [
+        let rows: [&[&str]; 7] = [
             &["forebay"],
             &["forebay", "bogus"],
             &["forebay", "serve", "--bogus"],
             &["forebay", "serve", "extra"],
             &["forebay", "config"],
             &["forebay", "config", "check", "--config"],
+            &["forebay", "verify", "--bogus"],
         ];
         for row in rows {
             let error = Cli::try_parse_from(row).expect_err("must be refused");

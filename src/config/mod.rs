@@ -100,6 +100,10 @@ pub struct Storage {
     pub min_free: SizeOrPercent,
     /// Memory for manifests and small blobs.
     pub memory_cache: Size,
+    /// From the start of one round of the scrub to the start of the next; not zero. `None`: there is no scrub.
+    pub scrub_interval: Option<Duration>,
+    /// How fast the scrub reads.
+    pub scrub_rate: Rate,
 }
 
 /// `[upstream]`.
@@ -160,6 +164,8 @@ impl Default for Config {
                 max_size: SizeOrPercent::Size(Size::from_gib(50)),
                 min_free: SizeOrPercent::Percent(5),
                 memory_cache: Size::from_mib(64),
+                scrub_interval: Some(Duration::from_secs(30 * 24 * 3600)),
+                scrub_rate: Rate::from_megabytes(20),
             },
             upstream: Upstream { bandwidth: Bandwidth::default(), max_fills: 256, offline: false },
             log: Log { level: "info".to_owned(), format: telemetry::Format::Text },
@@ -285,6 +291,11 @@ impl Storage {
             Ok(size) if size == Size::from_bytes(0) => Err("it must be larger than zero".to_owned()),
             other => other.map_err(|error| error.to_string()),
         })?;
+        section.text("scrub_interval", &mut self.scrub_interval, |text| match text {
+            "" => Ok(None),
+            _ => parse::timeout(text).map(Some),
+        })?;
+        section.text("scrub_rate", &mut self.scrub_rate, str::parse)?;
         section.finish()
     }
 }

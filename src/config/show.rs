@@ -32,6 +32,8 @@ pub(super) fn to_toml(config: &Config) -> String {
     out.text("max_size", config.storage.max_size);
     out.text("min_free", config.storage.min_free);
     out.text("memory_cache", config.storage.memory_cache);
+    out.text("scrub_interval", config.storage.scrub_interval.map_or_else(String::new, format_duration));
+    out.text("scrub_rate", config.storage.scrub_rate);
     out.table("[upstream]");
     out.bandwidth(&config.upstream.bandwidth);
     out.raw("max_fills", config.upstream.max_fills);

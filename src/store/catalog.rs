@@ -249,6 +249,16 @@ impl Catalog {
         enough.map(|(_, _, digest)| *digest).collect()
     }
 
+    /// The digests that are wanted, in no order.
+    pub(super) fn digests(&self, is_wanted: impl Fn(&Digest) -> bool) -> Vec<Digest> {
+        let mut found = Vec::new();
+        for shard in &self.shards {
+            let shard = shard.read().unwrap_or_else(PoisonError::into_inner);
+            found.extend(shard.keys().filter(|digest| is_wanted(digest)));
+        }
+        found
+    }
+
     // === Rights ===
 
     pub(super) fn standing(&self, repository: &Repository, digest: &Digest) -> Standing {

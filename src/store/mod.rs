@@ -30,6 +30,7 @@ mod content;
 mod engine;
 mod error;
 mod evict;
+mod health;
 mod index;
 mod inventory;
 mod journal;
@@ -40,11 +41,16 @@ mod pins;
 mod purge;
 mod read;
 mod recover;
+mod rot;
+mod scrub;
 mod space;
 mod spool;
 mod tag;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_of_keeping;
+mod verify;
 mod writer;
 
 use std::sync::Arc;
@@ -65,6 +71,7 @@ use self::engine::Engine;
 use self::memory::Memory;
 use self::parking::Parking;
 use self::pins::Pins;
+use self::rot::Quarantine;
 use self::space::Space;
 use self::writer::IndexWriter;
 
@@ -72,12 +79,15 @@ pub use self::catalog::{Grant, Moved, Past, Proof, Standing, TagRecord};
 pub use self::clock::Timestamp;
 pub use self::content::{Content, Document};
 pub use self::error::{BeginError, Error, OpenError};
+pub use self::health::Trouble;
 pub use self::inventory::{Inventory, Known, Room};
 pub use self::options::{Amount, Options};
 pub use self::pins::{Pin, PinError, PinMember, PinTarget};
 pub use self::purge::{Holder, Kept, PurgeTarget, Purged};
 pub use self::read::{ReadError, Reader};
+pub use self::scrub::Scrub;
 pub use self::spool::{Complete, FinishError, Growing, Lane, Spool, Want, WriteError};
+pub use self::verify::{Problem, Rotten, Verification, VerifyError, VerifyOptions, VerifyStep, verify};
 
 /// Digests that share a lock for their changes.
 const CHANGE_STRIPES: usize = 64;
@@ -96,6 +106,7 @@ struct Inner {
     memory: Memory,
     parking: Parking,
     pins: Pins,
+    quarantine: Quarantine,
     space: Arc<Space>,
     writer: IndexWriter,
     metrics: Metrics,
@@ -123,7 +134,7 @@ impl Store {
     pub fn open(options: &Options, metrics: Metrics) -> Result<Self, OpenError> {
         let engine = Engine::open(&options.path)?;
         let recovered = recover::open(&engine)?;
-        let space = Arc::new(Space::new(options, &engine)?);
+        let space = Arc::new(Space::new(options, &engine, metrics.clone())?);
         space.adopt(recovered.catalog.stored_bytes());
         let spools = |source| OpenError::Directory { path: options.path.clone(), source };
         let parking = Parking::open(&engine, &space).map_err(spools)?;
@@ -133,6 +144,7 @@ impl Store {
             changing: std::array::from_fn(|_| Mutex::new(())),
             parking,
             pins,
+            quarantine: Quarantine::open(&engine, &space),
             memory: Memory::new(options.memory_cache_bytes),
             writer: IndexWriter::start(recovered.index, recovered.journal)?,
             catalog: recovered.catalog,
@@ -143,6 +155,7 @@ impl Store {
         let store = Self { inner };
         store.report();
         tokio::spawn(evict::run(Arc::downgrade(&store.inner)));
+        tokio::spawn(health::watch(Arc::downgrade(&store.inner)));
         Ok(store)
     }
 
@@ -220,11 +233,16 @@ impl Store {
         self.inner.catalog.media_type(digest).is_some()
     }
 
-    /// Takes out content that proved unreadable, so that it is fetched again.
-    pub async fn forget(&self, digest: &Digest) {
+    /// Takes out content that proved unreadable, so that it is fetched again; `false` when the disk does not let go of it.
+    pub async fn forget(&self, digest: &Digest) -> bool {
         let (inner, digest) = (self.inner.clone(), *digest);
-        blocking(move || content::forget(&inner, &digest)).await;
+        let is_out = blocking(move || {
+            content::forget(&inner, &digest);
+            inner.catalog.size_bytes(&digest).is_none()
+        });
+        let is_out = is_out.await;
         self.report();
+        is_out
     }
 
     // === Rights ===
@@ -382,12 +400,27 @@ impl Store {
         }
     }
 
+    /// What is wrong with the disk, and when that changes. Content is passed through, not kept, until it recovers, which
+    /// is tried every few seconds.
+    pub fn health(&self) -> tokio::sync::watch::Receiver<Trouble> {
+        self.inner.space.health().subscribe()
+    }
+
+    /// Begins to hash all that is stored, in the background, until the store is gone. Once is enough.
+    pub fn scrub_in_background(&self, plan: Scrub) {
+        tokio::spawn(scrub::run(Arc::downgrade(&self.inner), plan));
+    }
+
     fn report(&self) {
-        self.inner.metrics.stored(self.inner.space.stored_bytes(), self.inner.catalog.blobs());
+        self.inner.report();
     }
 }
 
 impl Inner {
+    fn report(&self) {
+        self.metrics.stored(self.space.stored_bytes(), self.catalog.blobs());
+    }
+
     fn changing(&self, digest: &Digest) -> MutexGuard<'_, ()> {
         let stripe = digest.as_bytes().first().map_or(0, |&byte| usize::from(byte) % CHANGE_STRIPES);
         self.changing[stripe].lock().unwrap_or_else(PoisonError::into_inner)

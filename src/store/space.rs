@@ -10,8 +10,10 @@ use tokio::sync::Notify;
 use super::engine::Engine;
 use super::error::BeginError;
 use super::error::OpenError;
+use super::health::Health;
 use super::inventory::Room;
 use super::options::Options;
+use crate::metrics::Metrics;
 
 /// Eviction goes on down to this share of the budget, so that it does not run for every blob.
 const LOW_WATERMARK_PERCENT: u64 = 95;
@@ -24,6 +26,7 @@ pub(super) struct Space {
     min_free_bytes: u64,
     used: Mutex<Used>,
     pressure: Notify,
+    health: Health,
 }
 
 #[derive(Debug, Default)]
@@ -53,7 +56,7 @@ pub(super) struct Reservation {
 }
 
 impl Space {
-    pub(super) fn new(options: &Options, engine: &Engine) -> Result<Self, OpenError> {
+    pub(super) fn new(options: &Options, engine: &Engine, metrics: Metrics) -> Result<Self, OpenError> {
         let directory = |source| OpenError::Directory { path: options.path.clone(), source };
         let (total_bytes, _) = engine.disk().map_err(directory)?;
         Ok(Self {
@@ -62,7 +65,24 @@ impl Space {
             min_free_bytes: options.min_free.of(total_bytes),
             used: Mutex::default(),
             pressure: Notify::new(),
+            health: Health::new(metrics),
         })
+    }
+
+    /// How the disk does.
+    pub(super) fn health(&self) -> &Health {
+        &self.health
+    }
+
+    /// How many bytes are missing, and how many are free, when the disk would be too full with nothing stored on it.
+    pub(super) fn shortage(&self) -> Option<(u64, u64)> {
+        let free_bytes = self.free_bytes();
+        let evictable_bytes = {
+            let used = self.used();
+            used.stored_bytes.saturating_sub(used.held_bytes)
+        };
+        let short_bytes = self.min_free_bytes.saturating_sub(free_bytes.saturating_add(evictable_bytes));
+        (short_bytes > 0).then_some((short_bytes, free_bytes))
     }
 
     pub(super) fn max_bytes(&self) -> u64 {
@@ -151,6 +171,11 @@ impl Space {
 }
 
 impl Reservation {
+    /// Where it holds room.
+    pub(super) fn space(&self) -> &Space {
+        &self.space
+    }
+
     /// How much it holds.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
@@ -223,7 +248,7 @@ mod tests {
             min_free: Amount::Bytes(0),
             memory_cache_bytes: 0,
         };
-        let space = Arc::new(Space::new(&options, &engine).unwrap());
+        let space = Arc::new(Space::new(&options, &engine, Metrics::disabled()).unwrap());
         (directory, space)
     }
 
