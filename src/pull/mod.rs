@@ -37,6 +37,8 @@ mod passthrough;
 mod reader;
 mod relay;
 mod tag;
+#[cfg(test)]
+mod tests;
 mod trouble;
 mod why;
 

@@ -149,7 +149,7 @@ fn board(inner: &Arc<Inner>, key: &(Repository, Tag), rule: &TagPolicy, subject:
     let wait = permit.wait();
     let (inner, (repository, tag), rule) = (inner.clone(), key.clone(), rule.clone());
     inner.clone().spawn(async move {
-        permit.announce(check(&inner, &repository, &tag, &rule, subject).await);
+        permit.land(check(&inner, &repository, &tag, &rule, subject).await);
     });
     Boarded::Waiting(wait)
 }
