@@ -173,6 +173,7 @@ async fn check(inner: &Arc<Inner>, repository: &Repository, tag: &Tag, rule: &Ta
             if let Moved::From(from) = inner.store.point_tag(repository, tag, &manifest.digest).await {
                 tracing::info!(%repository, %tag, %from, to = %manifest.digest, "a tag moved");
                 inner.metrics.tag_move(repository.registry.as_str(), Move::Followed);
+                inner.pins_changed.notify_one();
             }
             Ok(manifest)
         }
