@@ -4,7 +4,6 @@ use anyhow::Context;
 use clap::Parser;
 use forebay::cli::warm::Report;
 use forebay::cli::{Cli, Command};
-use forebay::config::Config;
 use forebay::telemetry::Telemetry;
 use forebay::{app, cli, config};
 use std::process::ExitCode;
@@ -33,7 +32,7 @@ fn main() -> ExitCode {
 
 fn run(command: &Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Serve(arguments) => match serve(arguments.load()?) {
+        Command::Serve(arguments) => match serve(arguments) {
             Ok(()) => Ok(ExitCode::SUCCESS),
             Err(error) => match &arguments.config {
                 Some(path) if error.is::<config::Error>() => Err(error.context(path.display().to_string())),
@@ -43,6 +42,15 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
         Command::Config(command) => print(&command.run(app::check)?),
         Command::Ls(command) => print(&ask(command.run())?),
         Command::Stats(command) => print(&ask(command.run())?),
+        Command::Why(command) => print(&ask(command.why())?),
+        Command::History(command) => print(&ask(command.history())?),
+        Command::Pin(command) => print(&ask(command.run())?),
+        Command::Unpin(command) => print(&ask(command.unpin())?),
+        Command::Pins(command) => print(&ask(command.pins())?),
+        Command::Purge(command) => print(&ask(command.run())?),
+        Command::Upstreams(command) => print(&ask(command.upstreams())?),
+        Command::Offline(command) => print(&ask(command.run())?),
+        Command::Reload(command) => print(&ask(command.run())?),
         Command::ClientConfig(command) => {
             let (text, notes) = command.run()?;
             let code = print(&text)?;
@@ -80,7 +88,9 @@ fn install_tls() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn serve(config: Config) -> anyhow::Result<()> {
+fn serve(arguments: &cli::serve::Arguments) -> anyhow::Result<()> {
+    let config = arguments.load()?;
+    let again = arguments.clone();
     install_tls()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .thread_name("forebay")
@@ -89,7 +99,7 @@ fn serve(config: Config) -> anyhow::Result<()> {
         .context("cannot start the runtime")?;
     let outcome = runtime.block_on(async {
         let telemetry = Telemetry::start(&config.telemetry_options(), tokio::runtime::Handle::current())?;
-        let outcome = Box::pin(app::run(config, &telemetry, end_at_once)).await;
+        let outcome = Box::pin(app::run(config, Box::new(move || again.load()), &telemetry, end_at_once)).await;
         telemetry.shutdown().await;
         outcome
     });

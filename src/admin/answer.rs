@@ -4,6 +4,7 @@ use super::MetricsText;
 use super::Readiness;
 use super::api;
 use super::api::Api;
+use super::page;
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
@@ -29,7 +30,7 @@ impl Answers {
         if path.starts_with(api::PREFIX) {
             return self.api.answer(request).await;
         }
-        if !matches!(path, "/healthz" | "/readyz" | "/metrics") {
+        if !matches!(path, "/" | "/healthz" | "/readyz" | "/metrics") {
             return text(StatusCode::NOT_FOUND, TEXT, NOT_FOUND.to_owned());
         }
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
@@ -38,6 +39,7 @@ impl Answers {
             return answer;
         }
         match path {
+            "/" => page::answer(),
             "/metrics" => text(StatusCode::OK, PROMETHEUS_TEXT, (self.metrics_text)()),
             "/readyz" => match self.readiness.reason() {
                 None => {

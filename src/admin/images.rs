@@ -13,11 +13,13 @@ use crate::oci::Digest;
 use crate::oci::MAX_MANIFEST_BYTES;
 use crate::oci::Outline;
 use crate::oci::Platform;
+use crate::oci::Reference;
 use crate::oci::Repository;
 use crate::oci::outline;
 use crate::oci::platform_of;
 use crate::store::Inventory;
 use crate::store::Known;
+use crate::store::PinTarget;
 use crate::store::Store;
 
 use super::api::Image;
@@ -48,6 +50,12 @@ struct Found {
 
 /// All images, in order of registry, repository and tag.
 pub(super) async fn list(store: &Store, outlines: &Outlines) -> Vec<Image> {
+    let pins: HashSet<PinTarget> = store.pins().iter().map(|pin| pin.target.clone()).collect();
+    let is_pinned = |repository: &Repository, reference: Reference, digest: &Digest| {
+        pins.contains(&PinTarget::Content(*digest))
+            || pins.contains(&PinTarget::Image(repository.clone(), Reference::Digest(*digest)))
+            || pins.contains(&PinTarget::Image(repository.clone(), reference))
+    };
     let inventory = store.inventory().await;
     let read = outlines.read(store, &inventory).await;
     let members: HashSet<Digest> =
@@ -59,12 +67,15 @@ pub(super) async fn list(store: &Store, outlines: &Outlines) -> Vec<Image> {
         let mut image = assemble(&inventory, &read, repository, &record.digest);
         image.image.tag = Some(tag.to_string());
         image.image.checked_at = Some(rfc3339(record.checked_at));
+        image.image.pinned = is_pinned(repository, Reference::Tag(tag.clone()), &record.digest);
         found.push(image);
     }
     for (digest, known) in inventory.contents.iter().filter(|(digest, _)| read.contains_key(*digest)) {
         for repository in &known.repositories {
             if !members.contains(digest) && !tagged.contains(&(repository.clone(), *digest)) {
-                found.push(assemble(&inventory, &read, repository, digest));
+                let mut image = assemble(&inventory, &read, repository, digest);
+                image.image.pinned = is_pinned(repository, Reference::Digest(*digest), digest);
+                found.push(image);
             }
         }
     }
@@ -107,6 +118,7 @@ fn assemble(
         shared_bytes: 0,
         last_used: parts.contents.iter().filter_map(here).map(|known| known.used_at).max().map(rfc3339),
         checked_at: None,
+        pinned: false,
         state,
     };
     Found { image, contents: parts.contents }

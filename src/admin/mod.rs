@@ -6,6 +6,7 @@
 //!   is stored is served and the rest passed through, so that clients are still better off here than elsewhere.
 //! - `GET /metrics`: Prometheus text.
 //! - `/api/v1/…`: see [`api`].
+//! - `GET /`: the page, for people, over that API.
 //!
 //! Promises that `GET` changes nothing, and that nobody who may not changes anything: see `api/guard.rs`. What takes
 //! long runs on the data path's runtime. Must never know the registry API or its routes.
@@ -13,6 +14,7 @@
 mod answer;
 pub mod api;
 mod images;
+mod page;
 mod readiness;
 #[cfg(test)]
 mod tests;
@@ -37,7 +39,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -79,6 +81,20 @@ pub struct BindError {
     pub source: io::Error,
 }
 
+/// Asks for the configuration to be read again.
+#[derive(Debug)]
+pub struct ReloadRequest {
+    /// Takes what came of it, or why nothing has changed.
+    pub answer: oneshot::Sender<Result<Reloaded, String>>,
+}
+
+/// The configuration was read again and is in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reloaded {
+    /// Keys and sections that differ and are read at start only.
+    pub needs_restart: Vec<String>,
+}
+
 /// Makes the text of `/metrics`.
 pub type MetricsText = Arc<dyn Fn() -> String + Send + Sync>;
 
@@ -105,6 +121,8 @@ pub struct Control {
     pub log_level: LogLevel,
     /// Where the data path runs, and what outlasts a request.
     pub runtime: Handle,
+    /// Where a reload of the configuration is asked for.
+    pub reload: mpsc::Sender<ReloadRequest>,
 }
 
 impl Admin {

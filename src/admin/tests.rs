@@ -21,10 +21,18 @@ fn control(readiness: Readiness) -> Control {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let store = runtime.block_on(async { Store::open(&options, metrics.clone()).unwrap() });
     let upstream = Upstream::new(upstream::Options::default(), metrics.clone()).unwrap();
-    let puller = Puller::new(pull::Options::default(), store.clone(), upstream, metrics);
+    let puller = runtime.block_on(async { Puller::new(pull::Options::default(), store.clone(), upstream, metrics) });
     let metrics_text: MetricsText = Arc::new(|| "forebay_x 1\n".to_owned());
     let runtime = runtime.handle().clone();
-    Control { readiness, metrics_text, store, puller, log_level: LogLevel::fixed("info"), runtime }
+    Control {
+        readiness,
+        metrics_text,
+        store,
+        puller,
+        log_level: LogLevel::fixed("info"),
+        runtime,
+        reload: mpsc::channel(1).0,
+    }
 }
 
 fn start() -> (SocketAddr, Readiness, CancellationToken, JoinHandle<()>) {
@@ -54,7 +62,6 @@ fn answers() {
         ("GET", "/metrics", "200", "forebay_x 1\n"),
         ("POST", "/metrics", "405", "only GET and HEAD are allowed here\n"),
         ("GET", "/nowhere", "404", "not found; here are /, /healthz, /readyz, /metrics and /api/v1/\n"),
-        ("GET", "/", "404", "not found; here are /, /healthz, /readyz, /metrics and /api/v1/\n"),
     ];
     for (method, path, status, expected) in rows {
         let (head, body) = ask(address, method, path);

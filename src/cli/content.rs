@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use reqwest::Method;
+
 use super::remote;
 use super::text;
 use crate::admin::api::Blobs;
@@ -10,6 +12,7 @@ use crate::admin::api::Fills;
 use crate::admin::api::Image;
 use crate::admin::api::ImageState;
 use crate::admin::api::Images;
+use crate::admin::api::Reload;
 use crate::admin::api::Status;
 
 /// Width of the bar that shows how full the store is.
@@ -79,6 +82,32 @@ impl List {
             return answer.json();
         }
         if self.blobs { Ok(blobs(&answer.read()?)) } else { Ok(images(&answer.read()?)) }
+    }
+}
+
+/// `forebay reload`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ReloadArguments {
+    /// Print JSON as the admin API sends it
+    #[arg(long)]
+    pub json: bool,
+    /// The proxy.
+    #[command(flatten)]
+    pub remote: remote::Remote,
+}
+
+impl ReloadArguments {
+    /// What to print.
+    pub async fn run(&self) -> anyhow::Result<String> {
+        let answer = self.remote.client()?.send(Method::POST, "reload", &serde_json::json!({})).await?;
+        if self.json {
+            return answer.json();
+        }
+        let reloaded: Reload = answer.read()?;
+        Ok(match reloaded.needs_restart.as_slice() {
+            [] => "the configuration is in force\n".to_owned(),
+            keys => format!("the configuration is in force, but for what needs a restart: {}\n", keys.join(", ")),
+        })
     }
 }
 

@@ -7,6 +7,7 @@
 pub mod client_config;
 pub mod config;
 pub mod content;
+pub mod references;
 pub mod remote;
 pub mod serve;
 mod text;
@@ -41,6 +42,24 @@ pub enum Command {
     Stats(content::Stats),
     /// Fetches images through a running proxy before anybody asks for them
     Warm(warm::Arguments),
+    /// Tells what a request for an image would get now, and why
+    Why(references::One),
+    /// Tells where a tag has pointed
+    History(references::One),
+    /// Keeps an image from ever giving way to other content, and fetches what is missing of it
+    Pin(references::PinArguments),
+    /// Takes a pin out
+    Unpin(references::One),
+    /// Lists what is pinned
+    Pins(references::Common),
+    /// Takes an image, a repository or a registry out of the store
+    Purge(references::PurgeArguments),
+    /// Shows how the registries are
+    Upstreams(references::Common),
+    /// Asks no registry, or one less, from now on; what is here is served
+    Offline(references::OfflineArguments),
+    /// Has a running proxy read its configuration again
+    Reload(content::ReloadArguments),
     /// Points a container engine at the proxy
     ClientConfig(client_config::Arguments),
 }

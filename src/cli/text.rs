@@ -93,6 +93,15 @@ pub(super) fn ago(at: &str) -> String {
     }
 }
 
+/// How long until then, or since then.
+pub(super) fn until(at: &str) -> String {
+    let Ok(then) = at.parse::<jiff::Timestamp>() else { return at.to_owned() };
+    match u64::try_from(then.duration_since(jiff::Timestamp::now()).as_secs()) {
+        Ok(seconds) => format!("in {}", span(seconds)),
+        Err(_) => ago(at),
+    }
+}
+
 /// The first digits of a digest.
 pub(super) fn short(digest: &str) -> &str {
     let hex = digest.split_once(':').map_or(digest, |(_, hex)| hex);

@@ -7,10 +7,12 @@
 //! Must never hold anything that runs, and never print a secret.
 
 mod bandwidth;
+mod credentials;
 mod error;
 mod parse;
 mod quantity;
 mod registry;
+mod rules;
 mod secret;
 mod settings;
 mod show;
@@ -18,9 +20,11 @@ mod show;
 mod tests;
 
 pub use self::bandwidth::{Bandwidth, Rate, Window};
+pub use self::credentials::{CredentialKeys, Credentials};
 pub use self::error::{Error, Origin};
 pub use self::quantity::{InvalidQuantity, Size, SizeOrPercent, format_duration, parse_duration};
-pub use self::registry::{AbandonPolicy, Credentials, RegistryConfig};
+pub use self::registry::{AbandonPolicy, ClientCertificate, Proxy, RegistryConfig};
+pub use self::rules::TagRule;
 pub use self::secret::{REDACTED, Secret};
 
 use self::settings::{Section, Settings};
@@ -109,6 +113,8 @@ pub struct Upstream {
     pub bandwidth: Bandwidth,
     /// Most downloads at once; at least one.
     pub max_fills: usize,
+    /// Nobody is asked at all, until that is switched off.
+    pub offline: bool,
 }
 
 /// `[log]`.
@@ -161,7 +167,7 @@ impl Default for Config {
                 scrub_interval: Some(Duration::from_secs(30 * 24 * 3600)),
                 scrub_rate: Rate::from_megabytes(20),
             },
-            upstream: Upstream { bandwidth: Bandwidth::default(), max_fills: 256 },
+            upstream: Upstream { bandwidth: Bandwidth::default(), max_fills: 256, offline: false },
             log: Log { level: "info".to_owned(), format: telemetry::Format::Text },
             telemetry: Telemetry { otlp_endpoint: None, service_name: "forebay".to_owned() },
             registries: registry::well_known(),
@@ -298,6 +304,7 @@ impl Upstream {
     fn read(&mut self, mut section: Section) -> Result<(), Error> {
         self.bandwidth.read(&mut section)?;
         section.number("max_fills", &mut self.max_fills, parse::fills)?;
+        section.flag("offline", &mut self.offline)?;
         section.finish()
     }
 }

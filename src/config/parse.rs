@@ -2,11 +2,12 @@
 
 use super::quantity::parse_duration;
 use super::secret::Secret;
-use crate::oci::Registry;
+use crate::oci::{Pattern, Registry, TagPattern};
 use crate::telemetry;
 use std::fs::File;
 use std::io::Read;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use url::Url;
@@ -17,6 +18,8 @@ const MAX_CONNECTIONS: usize = 1_000_000;
 const MAX_FILLS: usize = 100_000;
 /// Most connections of one download.
 const MAX_LANES_PER_BLOB: usize = 16;
+/// Most requests in a minute that may be asked for.
+const MAX_REQUESTS: u32 = 100_000;
 /// Longest service name.
 const MAX_SERVICE_NAME_CHARS: usize = 128;
 
@@ -86,6 +89,34 @@ pub(super) fn fills(text: &str) -> Result<usize, String> {
 /// Connections of one download.
 pub(super) fn lanes(text: &str) -> Result<usize, String> {
     count(text, MAX_LANES_PER_BLOB)
+}
+
+/// Requests in a minute; zero is no limit.
+pub(super) fn requests(text: &str) -> Result<Option<NonZeroU32>, String> {
+    match text.parse() {
+        Ok(count) if count <= MAX_REQUESTS => Ok(NonZeroU32::new(count)),
+        _ => Err(format!("write a number from 1 to {MAX_REQUESTS}, or 0 for no limit")),
+    }
+}
+
+/// Repositories.
+pub(super) fn pattern(text: &str) -> Result<Pattern, String> {
+    text.parse().map_err(|error| format!("{error}, such as \"library/*\""))
+}
+
+/// Tags.
+pub(super) fn tag_pattern(text: &str) -> Result<TagPattern, String> {
+    text.parse().map_err(|error| format!("{error}, such as \"v*\" or \"library/*:latest\""))
+}
+
+/// A proxy's URL without secrets.
+pub(super) fn proxy(text: &str) -> Result<Url, String> {
+    let form =
+        "write a URL such as http://proxy.example:3128 or socks5://proxy.example:1080, or none, or leave it empty";
+    let url = Url::parse(text).map_err(|error| format!("{form} ({error})"))?;
+    let is_plain = url.username().is_empty() && url.password().is_none() && url.query().is_none();
+    let is_known = matches!(url.scheme(), "http" | "https" | "socks5" | "socks5h");
+    if is_known && is_plain && url.has_host() { Ok(url) } else { Err(form.to_owned()) }
 }
 
 fn count(text: &str, max: usize) -> Result<usize, String> {

@@ -17,6 +17,7 @@ mod outline;
 mod pattern;
 mod range;
 mod reference;
+mod referrers;
 
 pub use self::digest::{Algorithm, Digest, Hasher, InvalidDigest, Mismatch, Verified};
 pub use self::image_name::{ImageName, InvalidImageName};
@@ -27,3 +28,4 @@ pub use self::outline::{InvalidPlatform, Member, Outline, Platform, outline, pla
 pub use self::pattern::{InvalidPattern, Pattern, TagPattern};
 pub use self::range::{ByteRange, ContentRange, RangeHeader, Selection};
 pub use self::reference::{InvalidTag, Reference, Tag};
+pub use self::referrers::filter_referrers;

@@ -99,6 +99,7 @@ impl Error {
             Upstream::RateLimited { retry_after } => Self::RateLimited { retry_after },
             Upstream::Unavailable { status } => Self::UpstreamUnavailable { status },
             Upstream::Unreachable { reason } => Self::UpstreamUnreachable { reason },
+            Upstream::Helper { reason } => Self::UpstreamUnreachable { reason },
             Upstream::TimedOut { what } => Self::UpstreamTimedOut { what },
             Upstream::Cut { after_bytes, reason } => {
                 Self::UpstreamUnreachable { reason: format!("the answer broke after {after_bytes} bytes: {reason}") }

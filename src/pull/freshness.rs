@@ -71,14 +71,27 @@ pub(super) struct TagPolicy {
 }
 
 impl Policy {
-    pub(super) fn for_tag(&self, repository: &RepositoryName, tag: &Tag) -> TagPolicy {
-        let rule = self.tag_rules.iter().find(|rule| rule.pattern.matches(repository, tag));
+    /// What holds for what is under no rule.
+    pub(super) fn without_rules(&self) -> TagPolicy {
         TagPolicy {
-            tag_ttl: rule.and_then(|rule| rule.tag_ttl).unwrap_or(self.tag_ttl),
-            stale_if_error: rule.and_then(|rule| rule.stale_if_error).unwrap_or(self.stale_if_error),
-            immutable: rule.is_some_and(|rule| rule.immutable),
-            offline: rule.is_some_and(|rule| rule.offline),
-            pattern: rule.map(|rule| rule.pattern.clone()),
+            tag_ttl: self.tag_ttl,
+            stale_if_error: self.stale_if_error,
+            immutable: false,
+            offline: false,
+            pattern: None,
+        }
+    }
+
+    pub(super) fn for_tag(&self, repository: &RepositoryName, tag: &Tag) -> TagPolicy {
+        let Some(rule) = self.tag_rules.iter().find(|rule| rule.pattern.matches(repository, tag)) else {
+            return self.without_rules();
+        };
+        TagPolicy {
+            tag_ttl: rule.tag_ttl.unwrap_or(self.tag_ttl),
+            stale_if_error: rule.stale_if_error.unwrap_or(self.stale_if_error),
+            immutable: rule.immutable,
+            offline: rule.offline,
+            pattern: Some(rule.pattern.clone()),
         }
     }
 

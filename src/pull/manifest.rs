@@ -20,6 +20,7 @@ use super::access::Admission;
 use super::access::Kind;
 use super::error::Error;
 use super::flight::Seat;
+use super::lookahead;
 use super::outcome::Outcome;
 
 /// A whole, verified manifest.
@@ -37,7 +38,9 @@ pub struct Manifest {
 
 pub(super) async fn by_digest(inner: &Arc<Inner>, repository: &Repository, digest: &Digest) -> Result<Manifest, Error> {
     let admission = access::admit(inner, repository, digest, Kind::Manifest).await?;
-    admitted(inner, repository, digest, admission).await
+    let manifest = admitted(inner, repository, digest, admission).await?;
+    lookahead::begin(inner, repository, &manifest);
+    Ok(manifest)
 }
 
 /// From the store where that is allowed and possible, else from the upstream.

@@ -14,6 +14,9 @@
 //! known digest waits for that at most 2 s, then goes out stale while the check goes on; from then on nobody waits for
 //! that registry about what is known, until it answers a check in the background (`trouble`).
 //!
+//! While the upstream answers, `lookahead` asks it in the background for the rights to what a manifest names and another
+//! repository has brought here: so that all of an image, and not its manifest alone, is there when the upstream is not.
+//!
 //! Each tag is under one rule: the first of the registry's that fits, else the registry itself. A tag that a rule calls
 //! immutable stays where it first pointed; the move is remembered, counted and said loudly. `why` tells all of it of one
 //! reference without asking anybody.
@@ -33,6 +36,7 @@ mod flight;
 mod freshness;
 mod image;
 mod listing;
+mod lookahead;
 mod manifest;
 mod outcome;
 mod passthrough;
@@ -67,6 +71,8 @@ use crate::oci::Tag;
 use crate::store::Stats;
 use crate::store::Store;
 use crate::store::Timestamp;
+use crate::upstream::Credentials;
+use crate::upstream::SetupError;
 use crate::upstream::Upstream;
 
 use self::fill::FillKey;
@@ -78,13 +84,13 @@ pub use self::blob::{Blob, BlobInfo};
 pub use self::error::Error;
 pub use self::freshness::{Policy, TagRule};
 pub use self::image::{Choice, ImageError};
-pub use self::listing::{Referrers, TagPage, TagQuery};
+pub use self::listing::{Referrers, TagPage, TagQuery, is_listing};
 pub use self::manifest::Manifest;
 pub use self::outcome::{Outcome, StaleReason};
 pub use self::pin::{PinFailure, PinState};
 pub use self::progress::{FillProgress, FillStage};
 pub use self::reader::BlobReader;
-pub use self::warm::{WarmError, WarmProgress, WarmRequest, Warming};
+pub use self::warm::{WarmError, WarmProgress, Warming};
 pub use self::why::{Right, Source, Verdict, Why};
 pub use crate::store::{Past, ReadError, TagRecord};
 pub use crate::upstream::{EndpointStatus, Health, RateLimit, RegistryStatus, TokenStatus};
@@ -95,6 +101,10 @@ const STALE_AFTER: Duration = Duration::from_secs(2);
 const MAX_UNKEPT: u64 = 10_000;
 /// Most repositories remembered as closed a moment ago.
 const MAX_CLOSED: u64 = 1024;
+/// Most manifests remembered as looked at.
+const MAX_LOOKED_AT: u64 = 10_000;
+/// Most manifests looked at, at once.
+const MAX_LOOKERS: usize = 4;
 /// Most tags remembered as absent.
 const MAX_NEGATIVE_TAGS: u64 = 10_000;
 
@@ -150,14 +160,15 @@ struct Inner {
     /// Tags that the upstream does not have, and when it said so.
     absent_tags: Cache<(Repository, Tag), Instant>,
     troubles: Troubles,
+    /// Manifests whose content was asked about in the background, and when.
+    looked_at: Cache<(Repository, Digest), Instant>,
+    /// Looks at once, of all registries.
+    lookers: Semaphore,
     /// Repositories whose registry refused, and when their grants were taken back.
     closed: Cache<Repository, Instant>,
     /// Downloads that our disk could not take, and until when they are passed through.
     unkept: Cache<Digest, Instant>,
-    fill_policies: HashMap<Registry, FillPolicy>,
-    /// Of one registry, and of all: taken in this order, by downloads only.
-    registry_slots: HashMap<Registry, Semaphore>,
-    fill_slots: Semaphore,
+    limits: RwLock<Arc<Limits>>,
     /// Pins that the keeper should look at now.
     pins_changed: Arc<Notify>,
     pin_problems: pin::Problems,
@@ -165,29 +176,34 @@ struct Inner {
     stop: CancellationToken,
 }
 
+/// How much may be downloaded at once, and how.
+struct Limits {
+    fill_policies: HashMap<Registry, FillPolicy>,
+    /// Of one registry, and of all: taken in this order, by downloads only.
+    registry_slots: HashMap<Registry, Arc<Semaphore>>,
+    fill_slots: Arc<Semaphore>,
+    max_fills: usize,
+}
+
 impl Puller {
     /// Joins a store and the upstreams.
     pub fn new(options: Options, store: Store, upstream: Upstream, metrics: Metrics) -> Self {
-        let slots = |registry: &Registry| {
-            let policy = options.fill_policies.get(registry).copied().unwrap_or_default();
-            (registry.clone(), Semaphore::new(policy.max_fills))
-        };
         let inner = Inner {
             store,
             upstream,
             metrics,
-            registry_slots: options.policies.keys().map(slots).collect(),
+            limits: RwLock::new(Arc::new(Limits::new(&options, None))),
             policies: RwLock::new(shared(options.policies)),
-            fill_policies: options.fill_policies,
             fills: Flights::new(),
             documents: Flights::new(),
             checks: Flights::new(),
             confirmations: Flights::new(),
             absent_tags: Cache::new(MAX_NEGATIVE_TAGS),
             troubles: Troubles::default(),
+            looked_at: Cache::new(MAX_LOOKED_AT),
+            lookers: Semaphore::new(MAX_LOOKERS),
             closed: Cache::new(MAX_CLOSED),
             unkept: Cache::new(MAX_UNKEPT),
-            fill_slots: Semaphore::new(options.max_fills),
             pins_changed: Arc::default(),
             pin_problems: pin::Problems::default(),
             tasks: TaskTracker::new(),
@@ -223,7 +239,7 @@ impl Puller {
         listing::tags(&self.inner, repository, query).await
     }
 
-    /// What refers to a manifest, as the upstream has it now.
+    /// What refers to a manifest, as fresh as a tag.
     pub async fn referrers(
         &self,
         repository: &Repository,
@@ -265,7 +281,20 @@ impl Puller {
         self.inner.upstream.status()
     }
 
-    /// Other policies for the registries that were known at start, from the next request on. Others stay unknown.
+    /// Other policies and limits, from the next request on; downloads in progress go on as they began, beside those of
+    /// a limit that has changed.
+    pub fn reconfigure(&self, options: Options) {
+        let limits = Limits::new(&options, Some(&self.inner.limits()));
+        *self.inner.limits.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(limits);
+        self.set_policies(options.policies);
+    }
+
+    /// Other credentials for a registry, from the next question on. Tokens that were got with the former are dropped.
+    pub fn set_credentials(&self, registry: &Registry, credentials: Option<Credentials>) -> Result<(), SetupError> {
+        self.inner.upstream.set_credentials(registry, credentials)
+    }
+
+    /// Other policies for the registries that the upstream layer knows, from the next request on. Others stay unknown.
     pub fn set_policies(&self, policies: HashMap<Registry, Policy>) {
         let known = |(registry, _): &(Registry, Policy)| self.inner.upstream.knows(registry);
         let policies = shared(policies.into_iter().filter(known).collect());
@@ -300,8 +329,8 @@ impl Inner {
         if self.policy(repository)?.allows(&repository.name) { Ok(()) } else { Err(Error::NotAllowed) }
     }
 
-    fn slots_of(&self, registry: &Registry) -> &Semaphore {
-        self.registry_slots.get(registry).unwrap_or(&self.fill_slots)
+    fn limits(&self) -> Arc<Limits> {
+        self.limits.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Work that outlives the request that began it, and minds [`Puller::stop`] itself.
@@ -318,5 +347,33 @@ impl Inner {
             stop.run_until_cancelled_owned(work).await;
         };
         self.tasks.spawn(bounded.in_current_span());
+    }
+}
+
+impl Limits {
+    /// Takes over from `before` the slots whose number is the same.
+    fn new(options: &Options, before: Option<&Self>) -> Self {
+        let slots = |registry: &Registry| {
+            let max_fills = options.fill_policies.get(registry).copied().unwrap_or_default().max_fills;
+            let same = before.filter(|before| before.policy(registry).max_fills == max_fills);
+            let slots = same.and_then(|before| before.registry_slots.get(registry)).cloned();
+            (registry.clone(), slots.unwrap_or_else(|| Arc::new(Semaphore::new(max_fills))))
+        };
+        let same = before.filter(|before| before.max_fills == options.max_fills);
+        let fill_slots = same.map(|before| before.fill_slots.clone());
+        Self {
+            registry_slots: options.policies.keys().map(slots).collect(),
+            fill_policies: options.fill_policies.clone(),
+            fill_slots: fill_slots.unwrap_or_else(|| Arc::new(Semaphore::new(options.max_fills))),
+            max_fills: options.max_fills,
+        }
+    }
+
+    fn policy(&self, registry: &Registry) -> FillPolicy {
+        self.fill_policies.get(registry).copied().unwrap_or_default()
+    }
+
+    fn slots_of(&self, registry: &Registry) -> &Semaphore {
+        self.registry_slots.get(registry).unwrap_or(&self.fill_slots)
     }
 }

@@ -24,6 +24,9 @@ use super::flight::Wait;
 use super::freshness::Freshness;
 use super::freshness::TagPolicy;
 use super::freshness::judge;
+use super::listing::fetch_referrers;
+use super::listing::is_listing;
+use super::lookahead;
 use super::manifest;
 use super::manifest::Manifest;
 use super::outcome::Outcome;
@@ -31,9 +34,34 @@ use super::outcome::StaleReason;
 
 type Checked = Wait<Result<Manifest, Error>>;
 
+/// What a tag is asked for as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Subject {
+    /// A tag of the registry.
+    Tag,
+    /// The name of the list of what refers to this digest.
+    Referrers(Digest),
+}
+
 pub(super) async fn manifest(inner: &Arc<Inner>, repository: &Repository, tag: &Tag) -> Result<Manifest, Error> {
+    if is_listing(tag) {
+        return Err(Error::ManifestUnknown { is_remembered: false });
+    }
+    resolve(inner, repository, tag, Subject::Tag).await
+}
+
+/// By the rule that the tag is under: from the store, or after a check.
+pub(super) async fn resolve(
+    inner: &Arc<Inner>,
+    repository: &Repository,
+    tag: &Tag,
+    subject: Subject,
+) -> Result<Manifest, Error> {
     let policy = inner.policy(repository)?;
-    let rule = policy.for_tag(&repository.name, tag);
+    let rule = match subject {
+        Subject::Tag => policy.for_tag(&repository.name, tag),
+        Subject::Referrers(_) => policy.without_rules(),
+    };
     if rule.offline || inner.upstream.is_offline(&repository.registry) {
         return unasked(inner, repository, tag, &rule).await;
     }
@@ -50,11 +78,11 @@ pub(super) async fn manifest(inner: &Arc<Inner>, repository: &Repository, tag: &
         && let Some(advice) = inner.troubles.advice(&repository.registry)
     {
         if advice.is_turn {
-            drop(board(inner, &key, &rule));
+            drop(board(inner, &key, &rule, subject));
         }
         return Ok(stale(known, advice.reason));
     }
-    let wait = match board(inner, &key, &rule) {
+    let wait = match board(inner, &key, &rule, subject) {
         Boarded::Waiting(wait) => wait,
         // The check that another led ended between our look at the record and our lead.
         Boarded::Fresh(record) => return fresh(inner, repository, &record).await,
@@ -110,7 +138,7 @@ enum Boarded {
 }
 
 /// A wait for the one check of this tag, which is begun where there is none. It goes on when nobody waits any more.
-fn board(inner: &Arc<Inner>, key: &(Repository, Tag), rule: &TagPolicy) -> Boarded {
+fn board(inner: &Arc<Inner>, key: &(Repository, Tag), rule: &TagPolicy, subject: Subject) -> Boarded {
     let permit = match inner.checks.board(key) {
         Seat::Follow(wait) => return Boarded::Waiting(wait),
         Seat::Lead(permit) => permit,
@@ -121,7 +149,7 @@ fn board(inner: &Arc<Inner>, key: &(Repository, Tag), rule: &TagPolicy) -> Board
     let wait = permit.wait();
     let (inner, (repository, tag), rule) = (inner.clone(), key.clone(), rule.clone());
     inner.clone().spawn(async move {
-        permit.announce(check(&inner, &repository, &tag, &rule).await);
+        permit.announce(check(&inner, &repository, &tag, &rule, subject).await);
     });
     Boarded::Waiting(wait)
 }
@@ -149,7 +177,10 @@ async fn checked_or_stale(
 /// Whether the upstream, which cannot be asked now, said before that there is no such tag. That is enough for a tag that
 /// speaks of a digest: signatures and referrers that an image does not have must not keep it from being pulled.
 fn was_absent(inner: &Inner, key: &(Repository, Tag), error: &Error, rule: &TagPolicy) -> bool {
-    let said_at = inner.absent_tags.get(key).filter(|_| error.stale_reason().is_some() && names_a_digest(&key.1));
+    let said_at = inner
+        .absent_tags
+        .get(key)
+        .filter(|_| error.stale_reason().is_some() && (is_listing(&key.1) || names_a_digest(&key.1)));
     said_at.is_some_and(|said_at| said_at.elapsed() < rule.stale_if_error)
 }
 
@@ -162,24 +193,37 @@ fn names_a_digest(tag: &Tag) -> bool {
 }
 
 /// One check of a tag for all who wait.
-async fn check(inner: &Arc<Inner>, repository: &Repository, tag: &Tag, rule: &TagPolicy) -> Result<Manifest, Error> {
+async fn check(
+    inner: &Arc<Inner>,
+    repository: &Repository,
+    tag: &Tag,
+    rule: &TagPolicy,
+    subject: Subject,
+) -> Result<Manifest, Error> {
     let key = (repository.clone(), tag.clone());
-    let asked = ask(inner, repository, tag, rule).await;
+    let asked = match subject {
+        Subject::Tag => ask(inner, repository, tag, rule).await,
+        Subject::Referrers(of) => fetch_referrers(inner, repository, &of).await.map(Pointed::There),
+    };
     access::heard(inner, repository, None, asked.as_ref().err()).await;
     match asked {
         Ok(Pointed::There(manifest)) => {
             inner.absent_tags.invalidate(&key);
             // Content first, tag pointer last.
-            if let Moved::From(from) = inner.store.point_tag(repository, tag, &manifest.digest).await {
+            let moved = inner.store.point_tag(repository, tag, &manifest.digest).await;
+            if let (Moved::From(from), Subject::Tag) = (moved, subject) {
                 tracing::info!(%repository, %tag, %from, to = %manifest.digest, "a tag moved");
                 inner.metrics.tag_move(repository.registry.as_str(), Move::Followed);
                 inner.pins_changed.notify_one();
+            }
+            if subject == Subject::Tag {
+                lookahead::begin(inner, repository, &manifest);
             }
             Ok(manifest)
         }
         Ok(Pointed::Held(manifest)) => Ok(manifest),
         Err(error) => {
-            if matches!(error, Error::ManifestUnknown { .. }) {
+            if matches!(error, Error::ManifestUnknown { .. } | Error::ReferrersUnsupported) {
                 inner.absent_tags.insert(key, Instant::now());
                 inner.store.forget_tag(repository, tag).await;
             }

@@ -47,6 +47,12 @@ pub enum Error {
         /// The chain of causes.
         reason: String,
     },
+    /// The program that knows the credentials did not give any.
+    #[error("{reason}")]
+    Helper {
+        /// Which one and why, without what it wrote.
+        reason: String,
+    },
     /// Silence for longer than a time limit.
     #[error("the registry took too long ({what})")]
     TimedOut {
@@ -79,6 +85,7 @@ impl Error {
             | Self::NotFound
             | Self::Denied { .. }
             | Self::RateLimited { .. }
+            | Self::Helper { .. }
             | Self::Protocol { .. } => false,
         }
     }
@@ -145,6 +152,28 @@ pub enum SetupError {
         /// Why.
         reason: String,
     },
+    /// The certificate for TLS and its key cannot be used.
+    #[error("the client certificate of registry `{registry}` cannot be used: {reason}")]
+    BadClientCertificate {
+        /// Of which registry.
+        registry: Registry,
+        /// Why.
+        reason: String,
+    },
+    /// The proxy cannot be used.
+    #[error("the proxy of registry `{registry}` cannot be used: {reason}")]
+    BadProxy {
+        /// Of which registry.
+        registry: Registry,
+        /// Why.
+        reason: String,
+    },
+    /// It was not configured at start.
+    #[error("registry `{registry}` was not configured at start")]
+    UnknownRegistry {
+        /// Which one.
+        registry: Registry,
+    },
     /// User name and password do not fit into a header.
     #[error("the credentials of registry `{registry}` cannot be used: a user name has no `:` and no control character")]
     BadCredentials {
@@ -162,6 +191,10 @@ pub enum SetupError {
 impl SetupError {
     pub(super) fn client(error: reqwest::Error) -> Self {
         Self::Client { reason: reason(error) }
+    }
+
+    pub(super) fn proxy(registry: &Registry, error: reqwest::Error) -> Self {
+        Self::BadProxy { registry: registry.clone(), reason: reason(error) }
     }
 }
 

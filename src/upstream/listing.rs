@@ -11,6 +11,7 @@ use serde_json::value::RawValue;
 use url::Url;
 use url::form_urlencoded::Serializer;
 
+use super::Identity;
 use super::error::Error;
 use super::request::Kind;
 use super::request::Question;
@@ -43,6 +44,8 @@ pub struct ReferrersPage {
     pub index: Bytes,
     /// The registry said `OCI-Filters-Applied: artifactType`.
     pub filtered: bool,
+    /// Who asked.
+    pub identity: Identity,
 }
 
 #[derive(Deserialize)]
@@ -99,7 +102,7 @@ impl RegistryClient {
         let filter = artifact_type.map(|artifact_type| ("artifactType", artifact_type));
         let query = Serializer::new(String::new()).extend_pairs(filter).finish();
         let mut asking = question(repository, path, query, REFERRERS_ACCEPT);
-        let (mut headers, first, _) = self.whole(&asking, MAX_LISTING_BYTES).await?;
+        let (mut headers, first, identity) = self.whole(&asking, MAX_LISTING_BYTES).await?;
         let filtered = is_filtered(&headers);
         let mut items = String::new();
         let mut index = read_index(&first, &mut items)?;
@@ -117,12 +120,12 @@ impl RegistryClient {
             headers = page_headers;
         }
         if pages == 1 {
-            return Ok(ReferrersPage { index: first, filtered });
+            return Ok(ReferrersPage { index: first, filtered, identity });
         }
         let merged = RawValue::from_string(format!("[{items}]"));
         index.insert("manifests".to_owned(), merged.expect("JSON values between commas are a JSON array"));
         let index = serde_json::to_vec(&index).expect("an object of JSON values is JSON");
-        Ok(ReferrersPage { index: index.into(), filtered })
+        Ok(ReferrersPage { index: index.into(), filtered, identity })
     }
 }
 

@@ -38,7 +38,7 @@ impl Default for Options {
 }
 
 /// How one registry is reached.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RegistryOptions {
     /// The registry as named in references.
     pub registry: Registry,
@@ -48,6 +48,10 @@ pub struct RegistryOptions {
     pub credentials: Option<Credentials>,
     /// Roots trusted besides the platform's, PEM; empty by default.
     pub ca_pem: Vec<u8>,
+    /// Shown to endpoints and token services in TLS; none by default.
+    pub client_certificate: Option<ClientCertificate>,
+    /// As the environment says by default.
+    pub proxy: Proxy,
     /// Further `host` or `host:port` whose token service may receive the credentials; without a port, any port.
     pub token_realms: Vec<String>,
     /// For one TCP and TLS handshake; 5 s by default.
@@ -70,6 +74,8 @@ impl RegistryOptions {
             endpoints,
             credentials: None,
             ca_pem: Vec::new(),
+            client_certificate: None,
+            proxy: Proxy::Environment,
             token_realms: Vec::new(),
             connect_timeout: DEFAULT_CONNECT_TIMEOUT,
             read_timeout: DEFAULT_READ_TIMEOUT,
@@ -107,11 +113,48 @@ pub struct Window {
     pub limit: NonZeroU64,
 }
 
-/// A user of one registry.
-#[derive(Clone, Debug)]
-pub struct Credentials {
-    /// The user name; not a secret, part of the stable identity.
-    pub username: String,
-    /// The password or access token.
-    pub password: Secret,
+/// Who to be at one registry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Credentials {
+    /// A user with a password.
+    Password {
+        /// The user name; not a secret, part of the stable identity.
+        username: String,
+        /// The password or access token.
+        password: Secret,
+    },
+    /// A refresh token for the registry's token service (OAuth2, as in the distribution token specification).
+    IdentityToken {
+        /// The user name, where it is known.
+        username: String,
+        /// The token.
+        token: Secret,
+    },
+    /// A `docker-credential-*` program, asked when the registry asks.
+    Helper {
+        /// Its name, looked for in `PATH`, or its path.
+        program: String,
+        /// What it is asked for.
+        server: String,
+    },
+}
+
+/// A certificate for TLS with its key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// The certificate and those between it and its root, PEM.
+    pub cert_pem: Vec<u8>,
+    /// PKCS#8, PKCS#1 or SEC1, PEM.
+    pub key_pem: Secret,
+}
+
+/// How one registry is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Proxy {
+    /// As `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` say.
+    Environment,
+    /// Directly, whatever they say.
+    None,
+    /// Through this one: `http`, `https`, `socks5` or `socks5h`.
+    Url(Url),
 }

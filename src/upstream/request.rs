@@ -33,6 +33,7 @@ use super::budget::Budget;
 use super::endpoint::Endpoint;
 use super::endpoint::Endpoints;
 use super::error::Error;
+use super::options::RegistryOptions;
 use super::redirect;
 use super::redirect::MAX_REDIRECTS;
 use super::redirect::Policy;
@@ -110,6 +111,8 @@ struct Arrival {
 
 /// One registry: its endpoints and all that is remembered of it.
 pub(super) struct RegistryClient {
+    /// What it was made of.
+    pub(super) options: RegistryOptions,
     pub(super) endpoints: Endpoints,
     pub(super) wire: Wire,
     /// For blobs.
@@ -247,6 +250,12 @@ impl RegistryClient {
                         authorization = Some(answer.inspect_err(|error| leave_alone(&endpoint, error))?);
                     }
                 },
+                // Some registries answer so to a password that has expired.
+                (StatusCode::FORBIDDEN, false) if authorization.as_ref().is_some_and(Authorization::is_renewable) => {
+                    if let Some(used) = authorization.take() {
+                        self.auth.forget(endpoint.base(), question.repository, &used);
+                    }
+                }
                 // A signed URL that has expired, or was made for somebody else: the registry makes a new one.
                 (StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST, true) if !question.is_blob_head() && !asked_again => {
                     asked_again = true;

@@ -101,7 +101,8 @@ pub(super) fn options(endpoints: &[&str]) -> RegistryOptions {
 }
 
 fn with_credentials(mut options: RegistryOptions) -> RegistryOptions {
-    options.credentials = Some(Credentials { username: "me".into(), password: Secret::from("hunter2".to_owned()) });
+    options.credentials =
+        Some(Credentials::Password { username: "me".into(), password: Secret::from("hunter2".to_owned()) });
     options
 }
 

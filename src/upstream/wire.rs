@@ -18,6 +18,7 @@ use super::dial::Guard;
 use super::dial::Resolver;
 use super::error::Error;
 use super::error::SetupError;
+use super::options::Proxy;
 use super::options::RegistryOptions;
 use super::tls::Tls;
 use crate::metrics::Metrics;
@@ -47,9 +48,20 @@ impl Wire {
         tls: &Tls,
         metrics: Metrics,
     ) -> Result<Self, SetupError> {
-        let guard = Arc::new(Guard::new(&options.endpoints, &options.token_realms));
+        let guard = Arc::new(Guard::new(&options.endpoints, &options.token_realms, &options.proxy));
+        let proxy = match &options.proxy {
+            Proxy::Environment | Proxy::None => None,
+            Proxy::Url(url) => Some(reqwest::Proxy::all(url.clone()))
+                .transpose()
+                .map_err(|error| SetupError::proxy(&options.registry, error))?,
+        };
         let builder = || {
-            Client::builder()
+            let builder = match (&options.proxy, &proxy) {
+                (Proxy::Environment, _) => Client::builder(),
+                (_, None) => Client::builder().no_proxy(),
+                (_, Some(proxy)) => Client::builder().no_proxy().proxy(proxy.clone()),
+            };
+            builder
                 .user_agent(user_agent)
                 .redirect(Policy::none())
                 .referer(false)

@@ -227,3 +227,19 @@ async fn other_sites_and_careless_clients_change_nothing() {
     assert_eq!(ask_as(&proxy, "PUT", "/api/v1/log-level", &[json], &large).await.status, 413);
     assert_eq!(proxy.admin("/api/v1/log-level").await.json()["level"], "info");
 }
+
+#[tokio::test]
+async fn the_page_is_one_document_under_a_strict_policy() {
+    let upstream = ScriptedRegistry::start().await;
+    let proxy = Proxy::of(&upstream).set("admin", "token", "s3cret").start().await;
+    let page = proxy.admin("/").await;
+    assert_eq!(page.status, 200);
+    assert!(page.header("Content-Type").is_some_and(|value| value.starts_with("text/html")));
+    let policy = page.header("Content-Security-Policy").unwrap();
+    for part in ["default-src 'none'", "script-src 'sha256-", "connect-src 'self'", "frame-ancestors 'none'"] {
+        assert!(policy.contains(part), "no {part} in {policy}");
+    }
+    assert!(!policy.contains("unsafe"), "{policy}");
+    assert!(!page.text().contains("s3cret"));
+    assert_eq!(client::request(proxy.admin, "POST", "/", &[]).await.status, 405);
+}

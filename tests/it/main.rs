@@ -38,6 +38,7 @@ mod offline;
 mod parked;
 mod ranges;
 mod redirects;
+mod reload;
 mod resume;
 mod routing;
 mod shutdown;

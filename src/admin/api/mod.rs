@@ -6,10 +6,12 @@
 mod content;
 mod failure;
 mod guard;
+mod references;
 mod status;
 #[cfg(test)]
 mod tests;
 mod types;
+mod upstreams;
 mod warm;
 
 use bytes::Bytes;
@@ -63,6 +65,15 @@ enum Resource {
     Warms,
     WarmById,
     StopWarm,
+    Why,
+    History,
+    Upstreams,
+    SetOffline,
+    Pins,
+    Pin,
+    Unpin,
+    Purge,
+    Reload,
 }
 
 /// Every method and path, once. `{id}` stands for one part.
@@ -79,6 +90,15 @@ const ROUTES: &[(Method, &str, Resource)] = &[
     (Method::GET, "/api/v1/warm", Resource::Warms),
     (Method::GET, "/api/v1/warm/{id}", Resource::WarmById),
     (Method::DELETE, "/api/v1/warm/{id}", Resource::StopWarm),
+    (Method::GET, "/api/v1/why", Resource::Why),
+    (Method::GET, "/api/v1/history", Resource::History),
+    (Method::GET, "/api/v1/upstreams", Resource::Upstreams),
+    (Method::PUT, "/api/v1/offline", Resource::SetOffline),
+    (Method::GET, "/api/v1/pins", Resource::Pins),
+    (Method::POST, "/api/v1/pins", Resource::Pin),
+    (Method::POST, "/api/v1/unpin", Resource::Unpin),
+    (Method::POST, "/api/v1/purge", Resource::Purge),
+    (Method::POST, "/api/v1/reload", Resource::Reload),
 ];
 
 /// The API of one admin port.
@@ -154,6 +174,15 @@ impl Api {
             Resource::Warms => json(&self.warms()),
             Resource::WarmById => json(&self.warm_by_id(question)?),
             Resource::StopWarm => json(&self.stop_warm(question)?),
+            Resource::Why => json(&self.why(question)?),
+            Resource::History => json(&self.history(question)?),
+            Resource::Upstreams => json(&self.upstreams()),
+            Resource::SetOffline => json(&self.set_offline(question)?),
+            Resource::Pins => json(&self.pins()),
+            Resource::Pin => json(&self.pin(question).await?),
+            Resource::Unpin => json(&self.unpin(question).await?),
+            Resource::Purge => json(&self.purge(question).await?),
+            Resource::Reload => json(&self.reload().await?),
         }
     }
 }

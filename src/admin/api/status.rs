@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
+use tokio::sync::oneshot;
+
 use super::Api;
 use super::Fill;
 use super::Fills;
 use super::LogLevelBody;
 use super::Question;
+use super::Reload;
 use super::Status;
 use super::Storage;
 use super::Traffic;
@@ -14,6 +17,7 @@ use super::TrafficHistory;
 use super::TrafficSample;
 use super::failure::Failure;
 use super::rfc3339;
+use crate::admin::ReloadRequest;
 use crate::admin::traffic::totals;
 use crate::pull::FillProgress;
 use crate::pull::FillStage;
@@ -70,6 +74,18 @@ impl Api {
 
     pub(super) fn fills(&self) -> Fills {
         Fills { fills: self.control.puller.fills().iter().map(fill).collect() }
+    }
+
+    /// Reads the configuration again. What is wrong with it changes nothing.
+    pub(super) async fn reload(&self) -> Result<Reload, Failure> {
+        let (answer, reloaded) = oneshot::channel();
+        let stopping = || Failure::unavailable("the proxy is stopping");
+        self.control.reload.send(ReloadRequest { answer }).await.map_err(|_| stopping())?;
+        match reloaded.await {
+            Ok(Ok(reloaded)) => Ok(Reload { needs_restart: reloaded.needs_restart }),
+            Ok(Err(problem)) => Err(Failure::conflict(format!("nothing was changed: {problem}"))),
+            Err(_) => Err(stopping()),
+        }
     }
 
     pub(super) fn log_level(&self) -> LogLevelBody {

@@ -35,7 +35,16 @@ fn every_reference_of_the_description_leads_somewhere() {
 
 #[test]
 fn reading_changes_nothing() {
-    let changes = [Resource::SetLogLevel, Resource::Warm, Resource::StopWarm];
+    let changes = [
+        Resource::SetLogLevel,
+        Resource::Warm,
+        Resource::StopWarm,
+        Resource::SetOffline,
+        Resource::Pin,
+        Resource::Unpin,
+        Resource::Purge,
+        Resource::Reload,
+    ];
     for (method, path, resource) in ROUTES {
         assert_eq!(changes.contains(resource), *method != Method::GET, "{method} {path}");
     }
@@ -70,6 +79,16 @@ fn the_schemas_of_openapi_are_those_of_the_types() {
     generator.subschema_for::<LogLevelBody>();
     generator.subschema_for::<WarmBody>();
     generator.subschema_for::<Warms>();
+    generator.subschema_for::<Why>();
+    generator.subschema_for::<History>();
+    generator.subschema_for::<Upstreams>();
+    generator.subschema_for::<OfflineBody>();
+    generator.subschema_for::<PinBody>();
+    generator.subschema_for::<UnpinBody>();
+    generator.subschema_for::<Pins>();
+    generator.subschema_for::<PurgeBody>();
+    generator.subschema_for::<Purged>();
+    generator.subschema_for::<Reload>();
     let schemas = Value::Object(generator.take_definitions(true));
     let mut description: Value = serde_json::from_str(include_str!("openapi.json")).unwrap();
     if std::env::var_os("FOREBAY_BLESS").is_some() {

@@ -15,7 +15,7 @@ use super::failure::Failure;
 use super::rfc3339;
 use crate::oci::ImageName;
 use crate::oci::Platform;
-use crate::pull::WarmRequest;
+use crate::pull::Choice;
 use crate::pull::Warming;
 use crate::store::Timestamp;
 
@@ -44,15 +44,12 @@ impl Api {
     pub(super) fn warm(&self, question: &Question) -> Result<Warm, Failure> {
         let wanted: WarmBody = question.json()?;
         let image: ImageName = wanted.image.parse().map_err(|error| Failure::bad_request(format!("image: {error}")))?;
-        let platforms = wanted.platforms.iter().map(|text| text.parse::<Platform>());
-        let platforms = platforms.collect::<Result<_, _>>();
-        let platforms = platforms.map_err(|error| Failure::bad_request(format!("platforms: {error}")))?;
-        let request = WarmRequest { image: image.clone(), platforms, referrers: wanted.referrers };
+        let choice = choice(&wanted.platforms, wanted.referrers)?;
         let mut table = self.jobs.table();
         if table.jobs.values().filter(|job| job.warming.end().is_none()).count() >= MAX_RUNNING {
             return Err(Failure::unavailable(format!("{MAX_RUNNING} images are being fetched; try again in a while")));
         }
-        let warming = self.control.puller.warm(request, &self.control.runtime);
+        let warming = self.control.puller.warm(image.clone(), choice, &self.control.runtime);
         let job = Job { image, started_at: Timestamp::now(), warming };
         let id = table.next_id;
         table.next_id += 1;
@@ -80,6 +77,13 @@ impl Api {
         job.warming.stop();
         Ok(job.describe(id))
     }
+}
+
+/// What of an image is wanted.
+pub(super) fn choice(platforms: &[String], referrers: bool) -> Result<Choice, Failure> {
+    let platforms = platforms.iter().map(|text| text.parse::<Platform>()).collect::<Result<_, _>>();
+    let platforms = platforms.map_err(|error| Failure::bad_request(format!("platforms: {error}")))?;
+    Ok(Choice { platforms, referrers })
 }
 
 impl Jobs {

@@ -115,8 +115,9 @@ enum Broken {
 /// Downloads, from the first request to the end of the flight.
 pub(super) async fn run(inner: Arc<Inner>, repository: Repository, digest: Digest, permit: Permit<FillKey, Opened>) {
     let _in_flight = InFlight::new(inner.metrics.clone());
+    let limits = inner.limits();
     let opening = async {
-        let slots = (inner.slots_of(&repository.registry).acquire().await, inner.fill_slots.acquire().await);
+        let slots = (limits.slots_of(&repository.registry).acquire().await, limits.fill_slots.acquire().await);
         (slots, open(&inner, &repository, &digest).await)
     };
     let Some((_slots, opened)) = inner.stop.run_until_cancelled(opening).await else { return };
@@ -189,7 +190,7 @@ impl Fill<'_> {
             brought_bytes: AtomicU64::new(0),
             provenance: Provenance::new(&first),
         };
-        let policy = self.inner.fill_policies.get(&self.repository.registry).copied().unwrap_or_default();
+        let policy = self.inner.limits().policy(&self.repository.registry);
         let stop = self.inner.stop.clone();
         Conductor::new(plan, spool, stop, policy.lanes_per_blob, policy.parks_deserted).download(first).await
     }
