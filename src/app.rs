@@ -98,6 +98,7 @@ pub async fn run(
     let store = store_options(&config);
     let store = tokio::task::block_in_place(|| Store::open(&store, metrics.clone()))?;
     let puller = Puller::new(pull_options(&config), store.clone(), upstream.clone(), metrics.clone());
+    puller.keep_pins();
     report_health(&store, &readiness);
     if let Some(scrub) = scrub_plan(&config) {
         store.scrub_in_background(scrub);

@@ -188,7 +188,7 @@ struct Limits {
 }
 
 impl Puller {
-    /// Joins a store and the upstreams. Must be called within a tokio runtime: pins are kept by a task of it.
+    /// Joins a store and the upstreams.
     pub fn new(options: Options, store: Store, upstream: Upstream, metrics: Metrics) -> Self {
         let inner = Inner {
             store,
@@ -211,9 +211,7 @@ impl Puller {
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         };
-        let inner = Arc::new(inner);
-        inner.spawn(pin::keep(Arc::downgrade(&inner)));
-        Self { inner }
+        Self { inner: Arc::new(inner) }
     }
 
     /// A manifest, whole and verified.

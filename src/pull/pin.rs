@@ -92,6 +92,11 @@ impl Puller {
         Ok(unpinned)
     }
 
+    /// Begins to look after the pins, in the background, until [`Puller::stop`]. Once is enough.
+    pub fn keep_pins(&self) {
+        self.inner.spawn(keep(Arc::downgrade(&self.inner)));
+    }
+
     /// All pins, the oldest first, and how far they are.
     pub fn pins(&self) -> Vec<PinState> {
         self.inner.store.pins().iter().map(|pin| state(&self.inner, pin)).collect()

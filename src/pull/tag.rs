@@ -214,6 +214,7 @@ async fn check(
             if let (Moved::From(from), Subject::Tag) = (moved, subject) {
                 tracing::info!(%repository, %tag, %from, to = %manifest.digest, "a tag moved");
                 inner.metrics.tag_move(repository.registry.as_str(), Move::Followed);
+                inner.pins_changed.notify_one();
             }
             if subject == Subject::Tag {
                 lookahead::begin(inner, repository, &manifest);

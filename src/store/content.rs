@@ -167,8 +167,7 @@ fn open_sound(inner: &Inner, digest: &Digest, size_bytes: u64) -> io::Result<Opt
         }
     };
     if !is_sound {
-        rot::quarantine(inner, digest, &file, FoundBy::Read);
-        inner.report();
+        rot::quarantine(inner, digest, &file, FoundBy::Read)?;
         return Ok(None);
     }
     Ok(Some(Arc::new(file)))
@@ -187,8 +186,7 @@ async fn read_verified(
         if Verified::check(&digest, &bytes).is_ok() {
             return Ok(Some(bytes));
         }
-        rot::quarantine(&reader, &digest, &file, FoundBy::Read);
-        reader.report();
+        rot::quarantine(&reader, &digest, &file, FoundBy::Read)?;
         Ok(None)
     });
     read.await.map_err(|error| {

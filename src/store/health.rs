@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::sync::watch;
 
 use super::Inner;
@@ -30,13 +31,14 @@ pub(super) struct Health {
     trouble: watch::Sender<Trouble>,
     /// The disk lets go of nothing: trying again for every blob would fill the log.
     is_stuck: AtomicBool,
+    doubts: Notify,
     metrics: Metrics,
 }
 
 impl Health {
     pub(super) fn new(metrics: Metrics) -> Self {
         metrics.store_writable(true);
-        Self { trouble: watch::Sender::new(None), is_stuck: AtomicBool::new(false), metrics }
+        Self { trouble: watch::Sender::new(None), is_stuck: AtomicBool::new(false), doubts: Notify::new(), metrics }
     }
 
     pub(super) fn subscribe(&self) -> watch::Receiver<Trouble> {
@@ -65,6 +67,15 @@ impl Health {
         if is_of_disk(error) {
             self.metrics.disk_error("read");
         }
+    }
+
+    /// Something did not fit: a look tells whether that is the disk's fault.
+    pub(super) fn doubt(&self) {
+        self.doubts.notify_one();
+    }
+
+    async fn doubted(&self) {
+        self.doubts.notified().await;
     }
 
     /// Whether removing failed, and has not been seen to work since.
@@ -110,10 +121,14 @@ pub(super) async fn watch(store: Weak<Inner>) {
         if is_in_trouble {
             tokio::time::sleep(RETRY_EVERY).await;
         } else {
-            match tokio::time::timeout(LOOK_EVERY, trouble.changed()).await {
-                Ok(Ok(())) => continue,
-                Ok(Err(_)) => return,
-                Err(_) => {}
+            let Some(space) = store.upgrade().map(|inner| inner.space.clone()) else { return };
+            tokio::select! {
+                changed = trouble.changed() => match changed {
+                    Ok(()) => continue,
+                    Err(_) => return,
+                },
+                () = space.health().doubted() => {}
+                () = tokio::time::sleep(LOOK_EVERY) => {}
             }
         }
         let Some(inner) = store.upgrade() else { return };

@@ -21,6 +21,24 @@
 //! **Room** is reserved before a download starts and converted when it is published. Above the budget the least recently
 //! used content goes, in the background, files unlinked off every lock; open files stay readable.
 //!
+//! **A pin** (`pins`) lists digests, here or not; it is a file of its own, synced before anybody is told that it holds. What
+//! is pinned is never chosen to give way and does not count as room that can be made; a pin that would not fit beside the
+//! others is refused before anything is written.
+//!
+//! **A purge** (`purge`) takes back the rights of who is purged, to the manifests and to all that they name, and then removes
+//! what no other repository, tag, manifest or pin holds. It works on blocking threads from one look at the whole catalog.
+//!
+//! **Damage.** A published file is sealed (`engine/seal`): a fraction of a second in its modification time that any write
+//! breaks. Who opens a file, or finds it open, looks at its length, its links and its seal; a broken seal is answered by a
+//! hash before the first byte goes out. What goes to memory is hashed when it is read. What is wrong goes to `quarantine/`
+//! (`rot`), bounded in number, age and bytes, and is absent from then on: the next pull fetches it. Bytes that change under
+//! an intact seal, as on a rotting disk, are found by the scrub in the background (`scrub`) and by `verify`, which also works
+//! on files that another process has open.
+//!
+//! **A disk in trouble** (`health`) is noticed by the work that fails: new content is then passed through by whoever asked,
+//! what is here is served, and every two seconds a small file is written until that works again. What can neither be read
+//! nor removed is an error to the caller, who fetches it for itself.
+//!
 //! What it must never know: HTTP, registries' endpoints, policies, status codes, configuration.
 
 mod catalog;

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 
@@ -15,7 +16,6 @@ use super::space::Reservation;
 use super::space::Space;
 use crate::metrics::FoundBy;
 use crate::oci::Digest;
-use std::sync::Arc;
 
 /// What is in quarantine takes its room.
 #[derive(Debug)]
@@ -62,8 +62,9 @@ pub(super) fn is_right(inner: &Inner, digest: &Digest, file: &File) -> io::Resul
     Ok(is_right)
 }
 
-/// Takes out content whose file proved wrong, and keeps the file for a look. Blocks.
-pub(super) fn quarantine(inner: &Inner, digest: &Digest, rotten: &File, found_by: FoundBy) -> Option<u64> {
+/// Takes out content whose file proved wrong, and keeps the file for a look. Fails when the disk does not let go of it: then
+/// it is still here, and nobody may have it. Blocks.
+pub(super) fn quarantine(inner: &Inner, digest: &Digest, rotten: &File, found_by: FoundBy) -> io::Result<()> {
     let taken = content::take_out(inner, digest, |engine| match engine.quarantine(digest, rotten) {
         Ok(Removal::Done) => Ok(()),
         // The name is free, or another file has it: what was known of it is of no use either way.
@@ -75,6 +76,10 @@ pub(super) fn quarantine(inner: &Inner, digest: &Digest, rotten: &File, found_by
     });
     tracing::error!(%digest, found_by = found_by.as_str(), "stored content is rotten; it is fetched again when asked for");
     inner.metrics.rotten(found_by);
+    inner.report();
+    if taken.is_none() && inner.catalog.size_bytes(digest).is_some() {
+        return Err(io::Error::other("it is rotten, and cannot be removed"));
+    }
     inner.quarantine.bound(&inner.engine, &inner.space);
-    taken
+    Ok(())
 }

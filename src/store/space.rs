@@ -191,6 +191,9 @@ impl Reservation {
         let by_disk = (free_bytes + evictable_bytes).saturating_sub(space.min_free_bytes + used.pending_bytes());
         let available_bytes = by_budget.min(by_disk);
         if more_bytes > available_bytes {
+            if by_disk < by_budget {
+                space.health.doubt();
+            }
             return Err(BeginError::NoRoom { wanted_bytes: more_bytes, available_bytes });
         }
         used.reserved_bytes += more_bytes;
