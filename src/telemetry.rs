@@ -15,6 +15,7 @@ use opentelemetry_otlp::{
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkError;
 use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
+use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use prometheus::TextEncoder;
 use std::fmt;
@@ -172,6 +173,10 @@ impl Telemetry {
         let telemetry = Self::without_log(options, runtime)?;
         let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
         telemetry.log(options, std::io::stderr, colours)?.try_init()?;
+        if telemetry.spans.is_some() {
+            // Spans of ours go between those of who asks and of who is asked (W3C trace context).
+            opentelemetry::global::set_text_map_propagator(TraceContextPropagator::new());
+        }
         Ok(telemetry)
     }
 

@@ -6,13 +6,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use http::request::Parts;
+use opentelemetry::global;
+use opentelemetry_http::HeaderExtractor;
 use tracing::field::Empty;
 use tracing::{Span, info, info_span};
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 use super::reply::Provenance;
 use super::target::Target;
 use crate::metrics::{Kind, Metrics, Source};
 
+/// The header of a W3C trace context.
+const TRACE_PARENT: &str = "traceparent";
 /// Longest request id of a client that is kept.
 const MAX_REQUEST_ID_CHARS: usize = 128;
 /// How many sent bytes may wait before they are counted, so that a long download shows while it runs.
@@ -49,6 +54,11 @@ impl Exchange {
         let request_id = given.filter(|id| is_sane(id)).map_or_else(next_request_id, str::to_owned);
         let (method, path) = (request.method.to_string(), request.uri.path().to_owned());
         let span = info_span!("request", method, path, request_id, kind = Empty, status = Empty, outcome = Empty);
+        if request.headers.contains_key(TRACE_PARENT) {
+            // Taken in only where spans are exported: without that nobody reads it.
+            let parent = global::get_text_map_propagator(|known| known.extract(&HeaderExtractor(&request.headers)));
+            let _ = span.set_parent(parent);
+        }
         Self {
             started: Instant::now(),
             metrics,

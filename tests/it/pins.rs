@@ -152,7 +152,10 @@ async fn a_pin_that_does_not_fit_is_refused_before_anything_is_fetched() {
     assert_eq!(refused.status, 409);
     let size = image.manifest.len() + image.config.len() + 1200 * KIB;
     let text = refused.text();
-    assert!(text.contains(&format!("pinning it takes {size} bytes, 0 are pinned already, and there is room for 1048576")), "{text}");
+    assert!(
+        text.contains(&format!("pinning it takes {size} bytes, 0 are pinned already, and there is room for 1048576")),
+        "{text}"
+    );
     assert!(pins(&proxy).await.is_empty());
     for (digest, _) in &image.layers {
         assert_eq!(upstream.count("*", &blob_path(digest)), 0);
