@@ -8,13 +8,18 @@ use std::time::Instant;
 use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderValue, Method, Uri};
+use opentelemetry::global;
+use opentelemetry_http::HeaderExtractor;
 use tracing::field::Empty;
 use tracing::{Span, info, info_span};
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 use super::reply::Provenance;
 use super::target::Target;
 use crate::metrics::{Kind, Metrics, Source};
 
+/// The header of a W3C trace context.
+const TRACE_PARENT: &str = "traceparent";
 /// Longest request id of a client that is kept.
 const MAX_REQUEST_ID_CHARS: usize = 128;
 /// How many sent bytes may wait before they are counted, so that a long download shows while it runs.
@@ -59,6 +64,11 @@ impl Exchange {
             status = Empty,
             outcome = Empty
         );
+        if request.headers.contains_key(TRACE_PARENT) {
+            // Taken in only where spans are exported: without that nobody reads it.
+            let parent = global::get_text_map_propagator(|known| known.extract(&HeaderExtractor(&request.headers)));
+            let _ = span.set_parent(parent);
+        }
         Self {
             started: Instant::now(),
             metrics,

@@ -58,6 +58,12 @@ impl Provenance {
             Outcome::Miss { stored: true } => HeaderValue::from_static("forebay; fwd=miss; stored"),
             Outcome::Miss { stored: false } => HeaderValue::from_static("forebay; fwd=miss"),
             Outcome::Join => HeaderValue::from_static("forebay; fwd=miss; collapsed"),
+            Outcome::Offline => HeaderValue::from_static("forebay; hit; detail=offline"),
+            Outcome::MoveRefused => {
+                let text = "299 - \"the registry moved this tag; it is immutable here and stays where it was\"";
+                warning = Some(HeaderValue::from_static(text));
+                HeaderValue::from_static("forebay; hit; detail=move-refused")
+            }
             Outcome::Stale { reason } => {
                 let reason = reason.as_str();
                 warning = Some(ascii(format!("299 - \"stale: the registry could not be asked ({reason})\"")));
