@@ -88,6 +88,14 @@ impl Failure {
                 let advice = "it may not exist, or be private: then configure credentials for this registry";
                 (S::FORBIDDEN, "DENIED", format!("{registry} denied {repository}; {advice}: {}", clip(reason)))
             }
+            Error::NotAllowed => {
+                (S::FORBIDDEN, "DENIED", format!("{repository} is not among the repositories that this cache may pull"))
+            }
+            Error::Offline => {
+                let advice = "it is asked again when that is switched off";
+                let message = format!("{registry} is switched offline in this cache, and this is not stored; {advice}");
+                (S::SERVICE_UNAVAILABLE, "UNAVAILABLE", message)
+            }
             Error::RateLimited { .. } => {
                 let advice = "wait, or configure credentials for it to get a higher limit";
                 (S::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", format!("{registry} limits the rate of requests; {advice}"))
@@ -114,6 +122,7 @@ impl Failure {
         };
         let lookup = match error {
             Error::ManifestUnknown { is_remembered: true } => Lookup::Remembered,
+            Error::NotAllowed | Error::Offline => Lookup::None,
             _ => Lookup::Upstream,
         };
         Self { retry_after: retry_after(error), lookup, ..Self::local(status, code, message) }
@@ -194,6 +203,8 @@ mod tests {
             (Error::ReferrersUnsupported, 404, "UNSUPPORTED", None),
             (Error::Denied { reason: text("no"), with_credentials: false }, 403, "DENIED", None),
             (Error::Denied { reason: text("no"), with_credentials: true }, 403, "DENIED", None),
+            (Error::NotAllowed, 403, "DENIED", None),
+            (Error::Offline, 503, "UNAVAILABLE", None),
             (Error::RateLimited { retry_after: seconds(7) }, 429, "TOOMANYREQUESTS", seconds(7)),
             (Error::RateLimited { retry_after: None }, 429, "TOOMANYREQUESTS", Some(DEFAULT_RETRY_AFTER)),
             (Error::UpstreamUnavailable { status: 503 }, 502, "UNAVAILABLE", None),
