@@ -288,8 +288,11 @@ async fn a_purged_image_frees_what_nothing_else_holds() {
     drop((reader, reading));
     let deleted = |path: &Path| path.starts_with(directory.path()) && path.to_string_lossy().ends_with("(deleted)");
     let open_files =
-        std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|e| std::fs::read_link(e.ok()?.path()).ok());
-    assert_eq!(open_files.filter(|path| deleted(path)).count(), 0, "an open file would keep its room");
+        || std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|e| std::fs::read_link(e.ok()?.path()).ok());
+    // An open file would keep its room. What was read ahead may hold one for a moment.
+    while open_files().any(|path| deleted(&path)) {
+        tokio::task::yield_now().await;
+    }
 
     store.close().await;
     drop(store);
