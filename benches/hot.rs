@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use bytes::Buf;
 use bytes::Bytes;
 use divan::Bencher;
 use divan::counter::BytesCount;
@@ -73,7 +74,7 @@ impl Proxy {
             assert_eq!(response.status(), 200);
             let (mut body, mut bytes) = (response.into_body(), 0);
             while let Some(frame) = body.frame().await {
-                bytes += frame.expect("the body is whole").data_ref().map_or(0, Bytes::len);
+                bytes += frame.expect("the body is whole").data_ref().map_or(0, Buf::remaining);
             }
             bytes
         })
