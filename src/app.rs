@@ -72,6 +72,9 @@ pub async fn run(config: Config, telemetry: &Telemetry, end_at_once: fn() -> !) 
         let registry = &known.registry;
         tracing::warn!(%registry, "--upstream names another origin: the configured credentials are not used");
     }
+    if config.upstream.offline {
+        tracing::warn!("switched offline by the configuration: no registry is asked");
+    }
     // Ports before data: a second forebay should say that its port is in use before it touches anything.
     let listeners = Listeners::bind(&serve_options(&config)).await?;
     let admin = Admin::bind(admin::Options { listen: config.admin.listen })?;

@@ -75,7 +75,7 @@ pub(super) async fn resolve(
         Judged::Unusable => None,
     };
     if let Some(known) = &known
-        && let Some(advice) = inner.troubles.advice(&repository.registry)
+        && let Some(advice) = inner.troubles.advice(&repository.registry, &key)
     {
         if advice.is_turn {
             drop(board(inner, &key, &rule, subject));
