@@ -99,6 +99,9 @@ pub async fn run(
         let registry = &known.registry;
         tracing::warn!(%registry, "--upstream names another origin: the configured credentials are not used");
     }
+    if config.upstream.offline {
+        tracing::warn!("switched offline by the configuration: no registry is asked");
+    }
     // Ports before data: a second forebay should say that its port is in use before it touches anything.
     let certificates = certificates(&config)?;
     let tls = certificates.as_ref().map(|certificates| certificates.tls.clone());

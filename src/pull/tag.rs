@@ -80,7 +80,7 @@ pub(super) async fn resolve(
         None => None,
     };
     if let Some(known) = &known
-        && let Some(advice) = inner.troubles.advice(&repository.registry)
+        && let Some(advice) = inner.troubles.advice(&repository.registry, &key)
     {
         if advice.is_turn {
             drop(board(inner, &key, &rule, subject));
