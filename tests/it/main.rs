@@ -36,6 +36,7 @@ mod multipart;
 mod negotiation;
 mod offline;
 mod parked;
+mod pins;
 mod ranges;
 mod redirects;
 mod reload;
