@@ -461,7 +461,8 @@ mod tests {
     #[test]
     fn limits_reach_the_layers() {
         let file = "[upstream]\nmax_fills = 9\nbandwidth_limit = \"3MB/s\"\n[[registry]]\nhost = \"a.io\"\nmax_fills = 2\n\
-            lanes_per_blob = 4\nabandon_policy = \"finish\"\nbandwidth_limit = \"1MB/s\"";
+            lanes_per_blob = 4\nabandon_policy = \"finish\"\nbandwidth_limit = \"1MB/s\"\n\
+            connect_timeout = \"3s\"\nread_timeout = \"7s\"\n[server]\nshutdown_grace = \"11s\"\nheader_timeout = \"13s\"";
         let config = Config::from_sources(Some((Path::new("f.toml"), file)), &[], &Overrides::default()).unwrap();
         let pull = pull_options(&config);
         assert_eq!(pull.max_fills, 9);
@@ -472,6 +473,11 @@ mod tests {
         assert_eq!(upstream.bandwidth.limit.map(u64::from), Some(3_000_000));
         let limits = upstream.registries.iter().map(|known| known.bandwidth.limit.map(u64::from));
         assert_eq!(limits.flatten().collect::<Vec<_>>(), [1_000_000]);
+        let seconds = Duration::from_secs;
+        let own = upstream.registries.iter().find(|known| known.registry.as_str() == "a.io").unwrap();
+        assert_eq!((own.connect_timeout, own.read_timeout), (seconds(3), seconds(7)));
+        let serve = serve_options(&config);
+        assert_eq!((serve.shutdown_grace, serve.header_timeout), (seconds(11), seconds(13)));
     }
 
     #[test]

@@ -533,6 +533,7 @@ mod tests {
         Metrics::new(&telemetry.meter()).evicted(4);
         let begun = std::time::Instant::now();
         telemetry.shutdown().await;
-        assert!(begun.elapsed() < SHUTDOWN_LIMIT + Duration::from_secs(1), "{:?}", begun.elapsed());
+        // An export alone would take longer.
+        assert!(begun.elapsed() < EXPORT_TIMEOUT, "{:?}", begun.elapsed());
     }
 }

@@ -28,7 +28,7 @@ use anyhow::bail;
 use crate::table::Table;
 
 const CASE_TIMEOUT: Duration = Duration::from_secs(600);
-const CASES: [&str; 7] = ["stampede", "ranges", "open-ended", "far-range", "cut", "cold-wall", "memory"];
+const CASES: [&str; 8] = ["stampede", "ranges", "open-ended", "far-range", "cut", "cold-wall", "memory", "bandwidth"];
 
 /// What the command line says.
 #[derive(Clone, Debug)]
@@ -108,6 +108,7 @@ async fn case(name: &str, options: &Options, table: &mut Table) -> Result<()> {
         "far-range" => cases::ranges::far(options, table).await,
         "cut" => cases::cut::run(options, table).await,
         "cold-wall" => cases::cold_wall::run(options, table).await,
-        _ => cases::memory::run(options, table).await,
+        "memory" => cases::memory::run(options, table).await,
+        _ => cases::bandwidth::run(options, table).await,
     }
 }

@@ -66,6 +66,11 @@ impl Server {
 
     /// Forebay with nothing but defaults, apart from addresses and directories.
     pub(crate) fn forebay(upstream: &Upstream) -> Result<Self> {
+        Self::forebay_with(upstream, &[])
+    }
+
+    /// Forebay with some settings, each by its name in the environment.
+    pub(crate) fn forebay_with(upstream: &Upstream, settings: &[(&str, &str)]) -> Result<Self> {
         let home = TempDir::new()?;
         let program = forebay_program();
         let mut command = Command::new(&program);
@@ -74,6 +79,7 @@ impl Server {
         command.env_clear().env("HOME", home.path()).env("FOREBAY_LOG__FORMAT", "json");
         // A full disk would make it pass bytes through, which is not what is measured here.
         command.env("FOREBAY_STORAGE__MIN_FREE", "64MiB");
+        command.envs(settings.iter().copied());
         let mut child = spawn(command).with_context(|| format!("cannot start {}", program.display()))?;
         let (listening, addresses) = mpsc::channel();
         let log = follow(&mut child, listening);

@@ -34,7 +34,7 @@ const MAX_HEADER_BYTES: usize = 32 * 1024;
 /// Most headers of a request.
 const MAX_HEADERS: usize = 100;
 /// How long a closed connection is kept for what the client is still sending.
-const LINGER: Duration = Duration::from_secs(2);
+pub(super) const LINGER: Duration = Duration::from_secs(2);
 /// How much of it is read.
 const LINGER_BYTES: u64 = 16 * 1024 * 1024;
 /// Most connections that are being told that there are too many; those beyond are closed without a word.

@@ -95,9 +95,7 @@ async fn questions_take_turns() {
         answer
     })
     .await;
-    let mut patient = options(&[&server.address]);
-    patient.read_timeout = Duration::from_secs(30);
-    let upstream = upstream(patient);
+    let upstream = upstream(options(&[&server.address]));
     let (repository, tag, started) = (repository(), tag(), Instant::now());
     let many = (0..=MAX_QUESTIONS).map(|_| upstream.get_manifest(&repository, &tag));
     for answer in futures_util::future::join_all(many).await {

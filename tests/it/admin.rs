@@ -1,6 +1,5 @@
 //! What an operator sees: health, metrics, one log line a request, and headers that say what happened.
 
-use crate::support::PATIENCE;
 use crate::support::REGISTRY;
 use crate::support::REPOSITORY;
 use crate::support::blob_path;
@@ -11,7 +10,6 @@ use crate::support::manifest_path;
 use crate::support::proxy::Proxy;
 use crate::support::registry::ScriptedRegistry;
 use crate::support::script::on;
-use crate::support::within;
 
 #[tokio::test]
 async fn health_is_answered() {
@@ -66,9 +64,7 @@ async fn every_metric_is_there_after_traffic() {
     let shown = proxy.admin("/metrics").await;
     assert!(shown.header("Content-Type").is_some_and(|value| value.starts_with("text/plain")));
     for (name, labels, least) in table {
-        let value = proxy.metric(name, labels).await;
-        let value = value.unwrap_or_else(|| panic!("no {name} with {labels:?} in\n{}", shown.text()));
-        assert!(value >= least, "{name} is {value}");
+        proxy.wait_metric(name, labels, |value| value >= least).await;
     }
 }
 
@@ -78,12 +74,7 @@ async fn no_fill_is_in_flight_when_all_are_done() {
     let path = blob_path(&upstream.blob(REPOSITORY, sample(3, 100 * KIB)));
     let proxy = Proxy::of(&upstream).start().await;
     proxy.get_until_hit(&path).await;
-    within(PATIENCE, async {
-        while proxy.metric("forebay_fills_in_flight", &[]).await.is_some_and(|fills| fills != 0.0) {
-            tokio::time::sleep(crate::support::GLANCE).await;
-        }
-    })
-    .await;
+    proxy.wait_metric("forebay_fills_in_flight", &[], |fills| fills == 0.0).await;
 }
 
 #[tokio::test]

@@ -224,7 +224,7 @@ async fn a_connection_serves_many_requests() {
     ];
     for (method, path) in requests {
         connection.send(method, path, &[]).await.unwrap();
-        let incoming = connection.receive(method).await.unwrap();
+        let incoming = crate::support::within(crate::support::PATIENCE, connection.receive(method)).await.unwrap();
         let (reply, back) = crate::support::within(crate::support::PATIENCE, incoming.finish()).await;
         assert!(reply.is_complete(), "{method} {path}");
         assert_eq!(reply.status, if path == &missing { 404 } else { 200 });

@@ -1,11 +1,15 @@
 //! Blobs that do not come as they should: no client ever gets a complete body of wrong bytes, nothing wrong is kept,
 //! and what can be mended is mended while the client waits.
 
+use std::time::Duration;
+use std::time::Instant;
+
 use futures_util::future::join_all;
 
 use crate::support::GLANCE;
 use crate::support::PATIENCE;
 use crate::support::REPOSITORY;
+use crate::support::SILENCE;
 use crate::support::blob_path;
 use crate::support::client::End;
 use crate::support::client::Reply;
@@ -123,7 +127,7 @@ async fn silence_counts_as_a_cut() {
     let bytes = sample(31, MIB);
     let path = blob_path(&upstream.blob(REPOSITORY, bytes.clone()));
     upstream.rule(on("GET", &path).first(1).stall_at(300_000));
-    let proxy = Proxy::of(&upstream).each("read_timeout", "1s").start().await;
+    let proxy = Proxy::of(&upstream).each("read_timeout", SILENCE).start().await;
     proxy.get(&path).await.assert_body(200, &bytes);
     assert_eq!(upstream.count("GET", &path), 2);
 }
@@ -131,12 +135,14 @@ async fn silence_counts_as_a_cut() {
 #[tokio::test]
 async fn slowness_is_not_silence() {
     let upstream = ScriptedRegistry::start().await;
-    let bytes = sample(32, 150 * KIB);
+    let bytes = sample(32, 192 * KIB);
     let path = blob_path(&upstream.blob(REPOSITORY, bytes.clone()));
-    // About three seconds in all, each pause far below the time-out.
-    upstream.rule(on("GET", &path).bytes_per_second(50 * KIB));
-    let proxy = Proxy::of(&upstream).each("read_timeout", "1s").start().await;
+    // Twelve pieces: together longer than the time-out, each pause far below it.
+    upstream.rule(on("GET", &path).bytes_per_second(32 * KIB));
+    let proxy = Proxy::of(&upstream).each("read_timeout", SILENCE).start().await;
+    let asked = Instant::now();
     proxy.get(&path).await.assert_body(200, &bytes);
+    assert!(asked.elapsed() > Duration::from_secs(5), "{:?}", asked.elapsed());
     assert_eq!(upstream.count("GET", &path), 1);
 }
 

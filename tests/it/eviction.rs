@@ -54,11 +54,11 @@ async fn the_least_recently_used_goes_first() {
     for (path, bytes) in early {
         proxy.get_until_hit(path).await.assert_body(200, bytes);
     }
-    // Access times may be kept in whole seconds.
-    tokio::time::sleep(Duration::from_millis(1100)).await;
+    // Uses within one tick of the clock are not told apart.
+    tokio::time::sleep(Duration::from_millis(50)).await;
     let (favourite, bytes) = &early[0];
     proxy.get(favourite).await.assert_body(200, bytes);
-    tokio::time::sleep(Duration::from_millis(1100)).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
     let mut evicted = 0.0;
     for (path, bytes) in late {
         proxy.get_until_hit(path).await.assert_body(200, bytes);
@@ -91,7 +91,9 @@ async fn a_blob_larger_than_the_store_is_passed_through() {
         reply.assert_body(200, &large);
         assert_eq!(reply.outcome(), "fwd=miss");
     }
-    assert_eq!(upstream.count("GET", &large_path), 2);
+    // Who reads too slowly to share a stream goes on in one of its own, which names a range.
+    let whole = upstream.seen("GET", &large_path).iter().filter(|seen| seen.headers.get("Range").is_none()).count();
+    assert_eq!(whole, 2);
     proxy.range(&large_path, "bytes=5000000-5000999").await.assert_body(206, &large[5_000_000..5_001_000]);
     // It pushed nothing out.
     proxy.get(&small_path).await.assert_body(200, &small);

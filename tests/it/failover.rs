@@ -1,7 +1,6 @@
 //! Several endpoints of one registry: what one breaks off another goes on with, and one that lies is asked last.
 
 use std::time::Duration;
-use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::net::TcpSocket;
@@ -10,6 +9,7 @@ use tokio::net::TcpStream;
 use crate::support::PATIENCE;
 use crate::support::REGISTRY;
 use crate::support::REPOSITORY;
+use crate::support::SILENCE;
 use crate::support::blob_path;
 use crate::support::content::MIB;
 use crate::support::content::sample;
@@ -83,7 +83,7 @@ async fn the_second_endpoint_goes_on_where_the_first_refuses() {
 async fn the_second_endpoint_goes_on_where_the_first_fell_silent() {
     let world = World::start(3).await;
     world.first.rule(on("GET", &world.path).stall_at(SIZE / 2));
-    let proxy = world.setup().each("read_timeout", "1s").start().await;
+    let proxy = world.setup().each("read_timeout", SILENCE).start().await;
     proxy.get(&world.path).await.assert_body(200, &world.bytes);
     assert!(world.second.body_bytes_sent(&world.path) < SIZE / 2 + MIB);
 }
@@ -132,8 +132,16 @@ async fn black_hole() -> (tokio::net::TcpListener, Vec<TcpStream>) {
     let listener = socket.listen(1).unwrap();
     let address = listener.local_addr().unwrap();
     let mut waiting = Vec::new();
-    while let Ok(stream) = tokio::time::timeout(Duration::from_millis(300), TcpStream::connect(address)).await {
-        waiting.push(stream.unwrap());
+    let mut unanswered = 0;
+    // The system answers for a queue with room, at once. Once is no proof: this machine may have stood still.
+    while unanswered < 3 {
+        match tokio::time::timeout(Duration::from_millis(200), TcpStream::connect(address)).await {
+            Ok(stream) => {
+                unanswered = 0;
+                waiting.push(stream.unwrap());
+            }
+            Err(_) => unanswered += 1,
+        }
         assert!(waiting.len() < 100, "the queue never fills");
     }
     (listener, waiting)
@@ -147,16 +155,16 @@ async fn an_endpoint_that_swallows_connections_is_passed_over() {
     let (hole, _waiting) = black_hole().await;
     let endpoints = vec![format!("http://{}", hole.local_addr().unwrap()), upstream.url()];
     let registry = Registry::new(REGISTRY, &upstream.url()).set("endpoints", endpoints);
-    let proxy = Setup::new(&[registry]).each("connect_timeout", "1s").start().await;
-    let asked = Instant::now();
+    let proxy = Setup::new(&[registry]).each("connect_timeout", SILENCE).start().await;
     proxy.get(&path).await.assert_body(200, &bytes);
-    assert!(asked.elapsed() < Duration::from_secs(20), "{:?}", asked.elapsed());
+    let fruitless = async || proxy.metric("forebay_upstream_requests_total", &["status=\"timeout\""]).await;
+    let first = fruitless().await;
+    assert!(first.is_some());
     // Once known, it costs no one else the time-out.
     let other = sample(8, MIB);
     let path = blob_path(&upstream.blob(REPOSITORY, other.clone()));
-    let asked = Instant::now();
     proxy.get(&path).await.assert_body(200, &other);
-    assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
+    assert_eq!(fruitless().await, first);
 }
 
 #[tokio::test]
@@ -164,9 +172,7 @@ async fn a_registry_that_swallows_connections_is_a_time_out() {
     let (hole, _waiting) = black_hole().await;
     let registry = Registry::new(REGISTRY, &format!("http://{}", hole.local_addr().unwrap()));
     let proxy = Setup::new(&[registry]).each("connect_timeout", "1s").start().await;
-    let asked = Instant::now();
     let reply = proxy.get("/v2/library/t/manifests/latest").await;
     assert!(matches!(reply.status, 502 | 504), "{}", reply.status);
     assert_eq!(reply.error_code(), "UNAVAILABLE");
-    assert!(asked.elapsed() < Duration::from_secs(20), "{:?}", asked.elapsed());
 }

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use futures_util::future::join_all;
 
+use crate::support::NEVER;
 use crate::support::REPOSITORY;
 use crate::support::client::Reply;
 use crate::support::content::Image;
@@ -43,7 +44,7 @@ fn assert_stale(reply: &Reply, image: &Image) {
 
 #[tokio::test]
 async fn a_fresh_tag_asks_nobody() {
-    let (upstream, image, proxy) = pulled("5m").await;
+    let (upstream, image, proxy) = pulled(NEVER).await;
     let asked = upstream.total();
     for _ in 0..5 {
         let reply = proxy.get(&manifest_path("latest")).await;
@@ -58,24 +59,26 @@ async fn a_fresh_tag_asks_nobody() {
 async fn a_stale_tag_is_checked_by_head_alone() {
     let (upstream, image, proxy) = pulled(SHORT).await;
     let downloads = upstream.count("GET", &manifest_path("*"));
-    let checks = upstream.count("HEAD", &manifest_path("latest"));
-    for turn in 1..=3 {
+    for _ in 0..3 {
         tokio::time::sleep(Duration::from_millis(5)).await;
-        let reply = proxy.get(&manifest_path("latest")).await;
+        let checks = upstream.count("HEAD", &manifest_path("latest"));
+        let reply = proxy.get_checked(&manifest_path("latest")).await;
         reply.assert_digest(&image.digest);
         assert_eq!(reply.outcome(), "hit; detail=revalidated");
-        assert_eq!(upstream.count("HEAD", &manifest_path("latest")), checks + turn);
+        assert!(upstream.count("HEAD", &manifest_path("latest")) > checks);
     }
     assert_eq!(upstream.count("GET", &manifest_path("*")), downloads);
 }
 
 #[tokio::test]
 async fn a_crowd_at_a_stale_tag_is_one_check() {
-    let (upstream, image, proxy) = pulled("2s").await;
+    const LIFE_SECONDS: u64 = 2;
+    let (upstream, image, proxy) = pulled(&format!("{LIFE_SECONDS}s")).await;
     let downloads = upstream.count("GET", &manifest_path("*"));
     let checks = upstream.count("HEAD", &manifest_path("latest"));
     // The passing of this time is the subject.
-    tokio::time::sleep(Duration::from_millis(2100)).await;
+    tokio::time::sleep(Duration::from_millis(1000 * LIFE_SECONDS + 100)).await;
+    let began = Instant::now();
     let gate = Gate::new();
     upstream.rule(on("HEAD", &manifest_path("latest")).hang_until(&gate));
     let path = manifest_path("latest");
@@ -89,7 +92,10 @@ async fn a_crowd_at_a_stale_tag_is_one_check() {
         assert_eq!(reply.status, 200);
         assert_eq!(reply.header("Docker-Content-Digest"), Some(image.digest.as_str()));
     }
-    assert_eq!(upstream.count("HEAD", &manifest_path("latest")), checks + 1);
+    // On a machine so slow that the tag grows stale again meanwhile, it is one check for each of its lives.
+    let lives = (began.elapsed().as_secs() / LIFE_SECONDS) as usize;
+    let made = upstream.count("HEAD", &manifest_path("latest")) - checks;
+    assert!((1..=1 + lives).contains(&made), "{made} checks in {:?}", began.elapsed());
     assert_eq!(upstream.count("GET", &manifest_path("*")), downloads);
 }
 
@@ -99,7 +105,7 @@ async fn a_moved_tag_is_followed_and_the_old_digest_stays() {
     let new = upstream.image(REPOSITORY, "next", &[sample(2, 100)]);
     upstream.tag(REPOSITORY, "latest", &new.digest);
     tokio::time::sleep(Duration::from_millis(5)).await;
-    proxy.get(&manifest_path("latest")).await.assert_digest(&new.digest);
+    proxy.get_checked(&manifest_path("latest")).await.assert_digest(&new.digest);
     let asked = upstream.total();
     let reply = proxy.get(&manifest_path(&old.digest)).await;
     reply.assert_digest(&old.digest);
@@ -109,13 +115,13 @@ async fn a_moved_tag_is_followed_and_the_old_digest_stays() {
     upstream.tag(REPOSITORY, "latest", &old.digest);
     let downloads = upstream.count("GET", &manifest_path("*"));
     tokio::time::sleep(Duration::from_millis(5)).await;
-    proxy.get(&manifest_path("latest")).await.assert_digest(&old.digest);
+    proxy.get_checked(&manifest_path("latest")).await.assert_digest(&old.digest);
     assert_eq!(upstream.count("GET", &manifest_path("*")), downloads);
 }
 
 #[tokio::test]
 async fn a_fresh_tag_does_not_follow() {
-    let (upstream, old, proxy) = pulled("5m").await;
+    let (upstream, old, proxy) = pulled(NEVER).await;
     let new = upstream.image(REPOSITORY, "next", &[sample(3, 100)]);
     upstream.tag(REPOSITORY, "latest", &new.digest);
     proxy.get(&manifest_path("latest")).await.assert_digest(&old.digest);
@@ -123,14 +129,15 @@ async fn a_fresh_tag_does_not_follow() {
 
 #[tokio::test]
 async fn an_upstream_in_trouble_is_covered_by_what_is_known() {
-    for status in [500, 502, 503, 504, 429] {
+    join_all([500, 502, 503, 504, 429].map(|status| async move {
         let (upstream, image, proxy) = pulled(SHORT).await;
         upstream.rule(on("*", "/v2/*").status(status));
         tokio::time::sleep(Duration::from_millis(5)).await;
         for _ in 0..2 {
             assert_stale(&proxy.get(&manifest_path("latest")).await, &image);
         }
-    }
+    }))
+    .await;
 }
 
 #[tokio::test]
@@ -150,8 +157,9 @@ async fn an_upstream_that_says_nothing_delays_a_known_tag_for_seconds_only() {
     tokio::time::sleep(Duration::from_millis(5)).await;
     let asked = Instant::now();
     assert_stale(&proxy.get(&manifest_path("latest")).await, &image);
-    // Two seconds by design; the rest is for a busy machine.
-    assert!(asked.elapsed() < Duration::from_secs(8), "{:?}", asked.elapsed());
+    // Two seconds by design. The upstream never answers, and the proxy's own limit of silence is an hour here: what else
+    // could end the wait is far away, and the bound is as generous as that allows.
+    assert!(asked.elapsed() < Duration::from_secs(60), "{:?}", asked.elapsed());
 }
 
 #[tokio::test]
@@ -183,7 +191,7 @@ async fn a_tag_that_is_gone_is_gone() {
     let (upstream, image, proxy) = pulled(SHORT).await;
     upstream.remove_tag(REPOSITORY, "latest");
     tokio::time::sleep(Duration::from_millis(5)).await;
-    proxy.get(&manifest_path("latest")).await.assert_error(404, "MANIFEST_UNKNOWN");
+    proxy.get_checked(&manifest_path("latest")).await.assert_error(404, "MANIFEST_UNKNOWN");
     proxy.get(&manifest_path(&image.digest)).await.assert_digest(&image.digest);
 }
 
@@ -193,14 +201,14 @@ async fn a_refusal_is_not_covered() {
         let (upstream, _, proxy) = pulled(SHORT).await;
         upstream.rule(on("*", "/v2/*").status(status));
         tokio::time::sleep(Duration::from_millis(5)).await;
-        proxy.get(&manifest_path("latest")).await.assert_error(403, "DENIED");
+        proxy.get_checked(&manifest_path("latest")).await.assert_error(403, "DENIED");
     }
 }
 
 #[tokio::test]
 async fn what_is_missing_is_remembered() {
     let upstream = ScriptedRegistry::start().await;
-    let proxy = Proxy::of(&upstream).start().await;
+    let proxy = Proxy::of(&upstream).each("not_found_ttl", NEVER).start().await;
     proxy.get(&manifest_path("later")).await.assert_error(404, "MANIFEST_UNKNOWN");
     let asked = upstream.total();
     for _ in 0..5 {
@@ -228,7 +236,7 @@ async fn what_was_missing_appears() {
 async fn an_upstream_that_asks_for_a_pause_gets_it() {
     let upstream = ScriptedRegistry::start().await;
     upstream.image(REPOSITORY, "latest", &[sample(7, 100)]);
-    upstream.rule(on("*", "/v2/*").status(429).header("Retry-After", "60"));
+    upstream.rule(on("*", "/v2/*").status(429).header("Retry-After", "600"));
     let proxy = Proxy::of(&upstream).start().await;
     let first = proxy.get(&manifest_path("latest")).await;
     first.assert_error(429, "TOOMANYREQUESTS");
@@ -237,7 +245,7 @@ async fn an_upstream_that_asks_for_a_pause_gets_it() {
     for reply in join_all((0..50).map(|_| proxy.get(&path))).await.into_iter().chain([first]) {
         reply.assert_error(429, "TOOMANYREQUESTS");
         let seconds: u64 = reply.header("Retry-After").expect("says when to come back").parse().unwrap();
-        assert!((1..=60).contains(&seconds), "{seconds}");
+        assert!((1..=600).contains(&seconds), "{seconds}");
     }
     assert_eq!(upstream.total(), asked);
 }

@@ -1,7 +1,5 @@
 //! Ranges of a blob that is not here yet, far ahead of the download: fetched for themselves, and never twice.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use futures_util::future::join_all;
 
@@ -29,17 +27,31 @@ async fn cold(seed: u64) -> (ScriptedRegistry, Bytes, String) {
     (upstream, bytes, path)
 }
 
-/// Asserts that no more than one copy and 5 % came from the upstream.
-#[track_caller]
-fn assert_one_copy(upstream: &ScriptedRegistry, path: &str) {
-    let sent = upstream.body_bytes_sent(path);
-    assert!(sent <= SIZE + SIZE / 20, "{sent} bytes for a blob of {SIZE}: {:?}", asked(upstream, path));
+/// Asserts that the proxy took in no more than one copy and some surplus. What the registry has written says less: on a machine that
+/// is behind, the system holds some of it when a lane ends.
+async fn assert_one_copy(proxy: &Proxy, surplus: usize, upstream: &ScriptedRegistry, path: &str) {
+    let taken = proxy.metric("forebay_upstream_bytes_total", &[]).await.unwrap();
+    assert!(taken >= SIZE as f64, "{taken} bytes of a blob of {SIZE} were counted");
+    assert!(taken <= (SIZE + surplus) as f64, "{taken} bytes for a blob of {SIZE}: {:?}", asked(upstream, path));
 }
 
 /// What was asked for, for the message of a failure.
 fn asked(upstream: &ScriptedRegistry, path: &str) -> Vec<(String, usize)> {
     let part = |seen: &Seen| seen.headers.get("Range").unwrap_or("all").to_owned();
     upstream.seen("GET", path).iter().map(|seen| (part(seen), seen.body_bytes)).collect()
+}
+
+/// Lets the bytes flow once every eighth of the blob has been asked for: lanes that knew of each other too late would run
+/// into each other, as far as this machine is behind.
+async fn release_all(upstream: &ScriptedRegistry, path: &str, gate: &Gate) {
+    upstream.wait_for("GET", path, 8).await;
+    gate.release();
+}
+
+/// Waits until `count` requests for a part were answered to the end, or given up by the proxy.
+async fn parts_ended(upstream: &ScriptedRegistry, count: usize) {
+    let is_part = |seen: &&Seen| seen.finished && seen.headers.get("Range").is_some();
+    upstream.wait_until(|log| log.iter().filter(is_part).count() >= count).await;
 }
 
 #[tokio::test]
@@ -78,7 +90,7 @@ async fn a_far_range_does_not_wait_for_what_lies_before_it() {
         gate.release();
         whole.reply().await.assert_body(200, &bytes);
         proxy.get_until_hit(&path).await.assert_body(200, &bytes);
-        assert_one_copy(&upstream, &path);
+        assert_one_copy(&proxy, SIZE / 20, &upstream, &path).await;
     }
 }
 
@@ -109,13 +121,14 @@ async fn a_first_range_far_into_a_cold_blob() {
     let proxy = Proxy::of(&upstream).start().await;
     proxy.range(&path, "bytes=15000000-15099999").await.assert_body(206, &bytes[15_000_000..15_100_000]);
     proxy.get_until_hit(&path).await.assert_body(200, &bytes);
-    assert_one_copy(&upstream, &path);
+    assert_one_copy(&proxy, SIZE / 20, &upstream, &path).await;
 }
 
 #[tokio::test]
 async fn parallel_ranges_and_the_whole_share_one_copy() {
     let (upstream, bytes, path) = cold(5).await;
-    upstream.rule(on("GET", &path).bytes_per_second(PACE));
+    let gate = Gate::new();
+    upstream.rule(on("GET", &path).hold_at(KIB, &gate).bytes_per_second(PACE));
     let proxy = Proxy::of(&upstream).start().await;
     let parts = join_all((0..8).map(|part| {
         let (proxy, path, bytes) = (&proxy, &path, &bytes);
@@ -125,16 +138,17 @@ async fn parallel_ranges_and_the_whole_share_one_copy() {
             reply.assert_body(206, &bytes[start..end]);
         }
     }));
-    let (_, whole) = tokio::join!(parts, proxy.get(&path));
+    let (_, whole, ()) = tokio::join!(parts, proxy.get(&path), release_all(&upstream, &path, &gate));
     whole.assert_body(200, &bytes);
     proxy.get_until_hit(&path).await.assert_body(200, &bytes);
-    assert_one_copy(&upstream, &path);
+    assert_one_copy(&proxy, SIZE / 20, &upstream, &path).await;
 }
 
 #[tokio::test]
 async fn open_ended_ranges_that_are_left_early() {
     let (upstream, bytes, path) = cold(6).await;
-    upstream.rule(on("GET", &path).bytes_per_second(PACE));
+    let gate = Gate::new();
+    upstream.rule(on("GET", &path).hold_at(KIB, &gate).bytes_per_second(PACE));
     let proxy = Proxy::of(&upstream).start().await;
     let parts = join_all((0..8).map(|part| {
         let (proxy, path, bytes) = (&proxy, &path, &bytes);
@@ -148,13 +162,12 @@ async fn open_ended_ranges_that_are_left_early() {
             assert!(incoming.received()[..SIZE / 8] == bytes[start..start + SIZE / 8], "wrong bytes from {start} on");
         }
     }));
-    parts.await;
+    tokio::join!(parts, release_all(&upstream, &path, &gate));
     proxy.get_until_hit(&path).await.assert_body(200, &bytes);
     let asked = asked(&upstream, &path);
     assert!(asked.len() <= 16, "{asked:?}");
     // Those who left early did not say where they would: a lane may have run on into its neighbour's part.
-    let sent = upstream.body_bytes_sent(&path);
-    assert!(sent <= SIZE + SIZE / 4, "{sent} bytes for a blob of {SIZE}: {asked:?}");
+    assert_one_copy(&proxy, SIZE / 4, &upstream, &path).await;
 }
 
 #[tokio::test]
@@ -167,8 +180,8 @@ async fn an_upstream_that_ignores_ranges_is_not_downloaded_twice() {
     let whole = proxy.open(&path).await;
     gate.reached().await;
     let far = proxy.open_range(&path, "bytes=14000000-14065535").await;
-    // Long enough for a second request, answered with all of it, to be made and given up.
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    // A second request, answered with all of it, is made and given up.
+    parts_ended(&upstream, 1).await;
     gate.release();
     far.reply().await.assert_body(206, &bytes[14_000_000..14_065_536]);
     whole.reply().await.assert_body(200, &bytes);
@@ -188,7 +201,7 @@ async fn a_far_range_that_cannot_be_fetched_alone_comes_with_the_rest() {
         let whole = proxy.open(&path).await;
         gate.reached().await;
         let far = proxy.open_range(&path, "bytes=14000000-14065535").await;
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        parts_ended(&upstream, 1).await;
         gate.release();
         far.reply().await.assert_body(206, &bytes[14_000_000..14_065_536]);
         whole.reply().await.assert_body(200, &bytes);
@@ -206,7 +219,7 @@ async fn wrong_bytes_in_a_far_range_make_nothing_complete() {
     let whole = proxy.open(&path).await;
     gate.reached().await;
     let far = proxy.open_range(&path, "bytes=14000000-14065535").await;
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    parts_ended(&upstream, 1).await;
     gate.release();
     assert!(!whole.reply().await.is_poison(&bytes));
     far.reply().await;

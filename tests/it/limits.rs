@@ -3,8 +3,10 @@
 use std::time::Duration;
 use std::time::Instant;
 
+use crate::support::PATIENCE;
 use crate::support::REPOSITORY;
 use crate::support::blob_path;
+use crate::support::client::Incoming;
 use crate::support::content::KIB;
 use crate::support::content::MIB;
 use crate::support::content::sample;
@@ -12,6 +14,7 @@ use crate::support::proxy::Proxy;
 use crate::support::registry::ScriptedRegistry;
 use crate::support::script::Gate;
 use crate::support::script::on;
+use crate::support::within;
 
 /// The least time for `bytes` at 2 MB/s, less a fifth for what may be made up for at the start.
 fn least_time(bytes: usize) -> Duration {
@@ -28,9 +31,18 @@ async fn a_cold_blob_takes_its_time_and_a_warm_one_does_not() {
     proxy.get(&path).await.assert_body(200, &bytes);
     let cold = started.elapsed();
     assert!(cold >= least_time(bytes.len()), "{cold:?}");
-    let started = Instant::now();
-    proxy.get_until_hit(&path).await.assert_body(200, &bytes);
-    assert!(started.elapsed() < cold, "what is here is not limited");
+    proxy.get_until_hit(&path).await;
+    // What is here is not limited: on a busy machine it can take long, but not each time, and limited it never could be quick.
+    within(PATIENCE, async {
+        loop {
+            let started = Instant::now();
+            proxy.get(&path).await.assert_body(200, &bytes);
+            if started.elapsed() < least_time(bytes.len()) {
+                break;
+            }
+        }
+    })
+    .await;
     assert_eq!(upstream.count("GET", &path), 1);
 }
 
@@ -39,13 +51,24 @@ async fn two_blobs_share_the_total() {
     let upstream = ScriptedRegistry::start().await;
     let contents = [sample(2, 3 * MIB), sample(3, 3 * MIB)];
     let paths = contents.each_ref().map(|bytes| blob_path(&upstream.blob(REPOSITORY, bytes.clone())));
+    let gates = [Gate::new(), Gate::new()];
+    for (path, gate) in paths.iter().zip(&gates) {
+        upstream.rule(on("GET", path).hold_at(KIB, gate));
+    }
     let proxy = Proxy::of(&upstream).set("upstream", "bandwidth_limit", "2MB/s").start().await;
+    let open = [proxy.open(&paths[0]).await, proxy.open(&paths[1]).await];
+    // Both begin at the same moment.
+    for gate in &gates {
+        gate.reached().await;
+    }
     let started = Instant::now();
-    let get = async |index: usize| {
-        proxy.get(&paths[index]).await.assert_body(200, &contents[index]);
+    gates.iter().for_each(Gate::release);
+    let get = async |incoming: Incoming, bytes: &[u8]| {
+        incoming.reply().await.assert_body(200, bytes);
         started.elapsed()
     };
-    let (one, other) = tokio::join!(get(0), get(1));
+    let [one, other] = open;
+    let (one, other) = tokio::join!(get(one, &contents[0]), get(other, &contents[1]));
     assert!(one.max(other) >= least_time(6 * MIB), "{one:?} {other:?}");
     // Neither had to wait for the other to end: both took longer than one alone would have.
     assert!(one.min(other) >= least_time(5 * MIB), "{one:?} {other:?}");
@@ -80,7 +103,7 @@ async fn a_download_waits_for_a_place() {
     gate.reached().await;
     let second = proxy.get(&paths[1]);
     let release = async {
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        proxy.wait_metric_above("forebay_fills_in_flight", &[], 1.0).await;
         assert_eq!(upstream.count("GET", &paths[1]), 0, "the only place is taken");
         gate.release();
         first.reply().await.assert_body(200, &contents[0]);

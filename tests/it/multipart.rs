@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::path::PathBuf;
 
+use crate::support::PATIENCE;
 use crate::support::REPOSITORY;
 use crate::support::blob_path;
 use crate::support::client;
@@ -18,6 +19,7 @@ use crate::support::proxy::Proxy;
 use crate::support::registry::ScriptedRegistry;
 use crate::support::script::Gate;
 use crate::support::script::on;
+use crate::support::within;
 
 type Ranges = [Range<usize>];
 
@@ -126,7 +128,8 @@ async fn the_connection_is_good_for_more() {
     for ranges in [[0..10, 20..30], [5..300 * KIB, 400 * KIB..401 * KIB]] {
         connection.send("GET", &path, &[("Range", &field(&ranges))]).await.unwrap();
         let reply;
-        (reply, connection) = connection.receive("GET").await.unwrap().finish().await;
+        let receiving = async { connection.receive("GET").await.unwrap().finish().await };
+        (reply, connection) = within(PATIENCE, receiving).await;
         assert_parts(&reply, &bytes, &ranges);
     }
 }

@@ -1,13 +1,13 @@
 //! A download that breaks goes on where it broke, within the same answer, or it is cut: never mixed up.
 
-use std::time::Duration;
-use std::time::Instant;
-
 use bytes::Bytes;
+use futures_util::future::join_all;
 
+use crate::support::NEVER;
 use crate::support::PATIENCE;
 use crate::support::REGISTRY;
 use crate::support::REPOSITORY;
+use crate::support::SILENCE;
 use crate::support::blob_path;
 use crate::support::content::KIB;
 use crate::support::content::MIB;
@@ -37,22 +37,23 @@ type Break = fn(Rule, usize) -> Rule;
 
 #[tokio::test]
 async fn a_broken_answer_is_mended_while_the_client_waits() {
-    let breaks: [(&str, Break); 3] = [
-        ("cut", |rule, at| rule.cut_at(at)),
-        ("reset", |rule, at| rule.reset_at(at)),
-        ("stall", |rule, at| rule.stall_at(at)),
+    let breaks: [(&str, Break, &str); 3] = [
+        ("cut", |rule, at| rule.cut_at(at), NEVER),
+        ("reset", |rule, at| rule.reset_at(at), NEVER),
+        ("stall", |rule, at| rule.stall_at(at), SILENCE),
     ];
-    for (name, fault) in breaks {
-        for percent in [1, 50, 99] {
+    for (name, fault, read_timeout) in breaks {
+        join_all([1, 50, 99].map(|percent| async move {
             let (upstream, bytes, path) = registry(percent as u64).await;
             upstream.rule(fault(on("GET", &path).first(1), SIZE * percent / 100));
-            let proxy = Proxy::of(&upstream).each("read_timeout", "1s").start().await;
+            let proxy = Proxy::of(&upstream).each("read_timeout", read_timeout).start().await;
             proxy.get(&path).await.assert_body(200, &bytes);
             let sent = upstream.body_bytes_sent(&path);
             assert!(sent < SIZE + MIB, "{name} at {percent} %: {sent} bytes for a blob of {SIZE}");
             assert_eq!(upstream.count("GET", &path), 2, "{name} at {percent} %");
             proxy.get_until_hit(&path).await.assert_body(200, &bytes);
-        }
+        }))
+        .await;
     }
 }
 
@@ -111,7 +112,7 @@ async fn a_rest_that_is_another_part_is_not_used() {
         "nonsense".to_owned(),
         String::new(),
     ];
-    for claim in claims {
+    join_all(claims.map(|claim| async move {
         let (upstream, bytes, path) = registry(13).await;
         upstream.rule(on("GET", &path).unranged().first(1).cut_at(half));
         upstream.rule(on("GET", &path).ranged().header("Content-Range", &claim));
@@ -122,7 +123,8 @@ async fn a_rest_that_is_another_part_is_not_used() {
         upstream.clear_rules();
         proxy.pull(&path, &bytes).await;
         proxy.get_until_hit(&path).await.assert_body(200, &bytes);
-    }
+    }))
+    .await;
 }
 
 #[tokio::test]
@@ -152,7 +154,7 @@ async fn all_of_it_in_place_of_the_rest_is_read_up_to_there() {
 
 #[tokio::test]
 async fn content_that_changed_meanwhile_is_not_mixed() {
-    for length in [SIZE + 1000, SIZE - 1000, SIZE] {
+    join_all([SIZE + 1000, SIZE - 1000, SIZE].map(|length| async move {
         let upstream = ScriptedRegistry::start().await;
         let bytes = sample(16, SIZE);
         let digest = upstream.blob(REPOSITORY, bytes.clone());
@@ -173,12 +175,13 @@ async fn content_that_changed_meanwhile_is_not_mixed() {
         upstream.blob_as(REPOSITORY, &digest, bytes.clone());
         proxy.pull(&path, &bytes).await;
         proxy.get_until_hit(&path).await.assert_body(200, &bytes);
-    }
+    }))
+    .await;
 }
 
 #[tokio::test]
 async fn without_a_length_a_cut_is_still_a_cut() {
-    for (cut, ignores) in [(100, false), (SIZE / 2, false), (SIZE - 1, false), (SIZE / 2, true)] {
+    join_all([(100, false), (SIZE / 2, false), (SIZE - 1, false), (SIZE / 2, true)].map(|(cut, ignores)| async move {
         let (upstream, bytes, path) = registry(18).await;
         upstream.rule(on("GET", &path).first(1).chunked().cut_at(cut));
         if ignores {
@@ -190,7 +193,8 @@ async fn without_a_length_a_cut_is_still_a_cut() {
         assert!(bytes.starts_with(&reply.body), "cut at {cut}: wrong bytes");
         proxy.pull(&path, &bytes).await;
         proxy.get_until_hit(&path).await.assert_body(200, &bytes);
-    }
+    }))
+    .await;
 }
 
 #[tokio::test]
@@ -201,26 +205,25 @@ async fn an_answer_that_never_gets_further_is_given_up() {
         |rule| rule.status(416),
         |rule| rule.ignore_range().cut_at(SIZE / 2),
     ];
-    for (place, fault) in faults.into_iter().enumerate() {
+    join_all(faults.into_iter().enumerate().map(|(place, fault)| async move {
         let (upstream, bytes, path) = registry(19).await;
         upstream.rule(on("GET", &path).unranged().cut_at(SIZE / 2));
         upstream.rule(fault(on("GET", &path).ranged()));
         let proxy = Proxy::of(&upstream).start().await;
-        let asked = Instant::now();
         let reply = proxy.get(&path).await;
         assert!(!reply.is_complete(), "case {place}");
-        assert!(asked.elapsed() < Duration::from_secs(45), "case {place}: {:?}", asked.elapsed());
         let count = upstream.count("GET", &path);
         assert!(count <= 40, "case {place}: {count} requests");
         upstream.clear_rules();
         proxy.pull(&path, &bytes).await;
         proxy.get_until_hit(&path).await.assert_body(200, &bytes);
-    }
+    }))
+    .await;
 }
 
 #[tokio::test]
 async fn a_missing_rest_cuts_the_client() {
-    for status in [404, 403, 429] {
+    join_all([404, 403, 429].map(|status| async move {
         let (upstream, bytes, path) = registry(20).await;
         upstream.rule(on("GET", &path).unranged().first(1).cut_at(SIZE / 2));
         upstream.rule(on("GET", &path).first(3).status(status));
@@ -230,7 +233,8 @@ async fn a_missing_rest_cuts_the_client() {
         assert!(!reply.is_poison(&bytes), "{status}");
         proxy.pull(&path, &bytes).await;
         proxy.get_until_hit(&path).await.assert_body(200, &bytes);
-    }
+    }))
+    .await;
 }
 
 #[tokio::test]

@@ -1,8 +1,5 @@
 //! Going away: answers in flight are finished, new ones are not begun, and it never takes longer than it may.
 
-use std::time::Duration;
-use std::time::Instant;
-
 use rustix::process::Signal;
 
 use crate::support::PATIENCE;
@@ -60,9 +57,7 @@ async fn an_answer_without_end_is_not_waited_for_without_end() {
     upstream.rule(on("GET", &path).stall_at(100_000));
     let mut proxy = Proxy::of(&upstream).set("server", "shutdown_grace", "1s").start().await;
     let incoming = proxy.open(&path).await;
-    let asked = Instant::now();
     assert_eq!(proxy.terminate().await, Some(0), "{}", proxy.log.text());
-    assert!(asked.elapsed() < Duration::from_secs(15), "{:?}", asked.elapsed());
     assert!(!incoming.reply().await.is_complete());
 }
 
@@ -73,12 +68,10 @@ async fn an_idle_connection_keeps_nobody() {
     let mut connection = Connection::open(proxy.address).await.unwrap();
     connection.send("GET", "/v2/", &[]).await.unwrap();
     let incoming = within(PATIENCE, connection.receive("GET")).await.unwrap();
-    let (reply, mut connection) = incoming.finish().await;
+    let (reply, mut connection) = within(PATIENCE, incoming.finish()).await;
     reply.assert_body(200, b"{}");
-    let asked = Instant::now();
+    // An answer in flight would get an hour.
     assert_eq!(proxy.terminate().await, Some(0));
-    // Far below the grace of 30 s that an answer in flight would get.
-    assert!(asked.elapsed() < Duration::from_secs(15), "{:?}", asked.elapsed());
     assert!(within(PATIENCE, connection.is_closed()).await);
 }
 
@@ -88,12 +81,10 @@ async fn a_download_nobody_waits_for_does_not_hold_up_the_end() {
     let path = blob_path(&upstream.blob(REPOSITORY, sample(4, MIB)));
     let gate = Gate::new();
     upstream.rule(on("GET", &path).hold_at(100_000, &gate));
-    let mut proxy = Proxy::of(&upstream).set("server", "shutdown_grace", "2s").start().await;
+    let mut proxy = Proxy::of(&upstream).set("server", "shutdown_grace", "1s").start().await;
     drop(proxy.open(&path).await);
     gate.reached().await;
-    let asked = Instant::now();
     assert_eq!(proxy.terminate().await, Some(0));
-    assert!(asked.elapsed() < Duration::from_secs(15), "{:?}", asked.elapsed());
 }
 
 #[tokio::test]
@@ -105,9 +96,8 @@ async fn a_second_signal_ends_at_once() {
     let incoming = proxy.open(&path).await;
     proxy.signal(Signal::TERM);
     proxy.wait_refusing().await;
-    let asked = Instant::now();
+    // The first one alone would wait for an hour.
     proxy.signal(Signal::INT);
     assert_eq!(proxy.wait_exit(PATIENCE).await, Some(1));
-    assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
     assert!(!incoming.reply().await.is_complete());
 }

@@ -1,20 +1,19 @@
 //! A crowd of careless clients before a registry with bad luck: whatever happens, no wrong byte and nothing left over.
 //!
-//! The run is drawn from a seed, which is printed; `FOREBAY_STRESS_SEED` draws the same clients and faults again.
+//! The run is drawn from a seed; `FOREBAY_STRESS_SEED` draws other clients and faults.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use std::time::SystemTime;
 
 use bytes::Bytes;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::support::GLANCE;
 use crate::support::PATIENCE;
 use crate::support::REPOSITORY;
+use crate::support::SILENCE;
 use crate::support::blob_path;
 use crate::support::client::Connection;
 use crate::support::client::Incoming;
@@ -26,11 +25,11 @@ use crate::support::registry::ScriptedRegistry;
 use crate::support::script::on;
 use crate::support::within;
 
-const CLIENTS: usize = 300;
+const CLIENTS: usize = 250;
 /// Clients arrive over this time.
-const ARRIVALS: Duration = Duration::from_secs(12);
-/// And all are done within this.
-const BOUND_SECONDS: u64 = 90;
+const ARRIVALS: Duration = Duration::from_secs(6);
+/// Drawn where no other seed is asked for: a failure should be the same again.
+const SEED: u64 = 20;
 const BLOBS: usize = 6;
 const FAULTS: usize = 24;
 
@@ -69,8 +68,7 @@ struct Tally {
 }
 
 fn seed() -> u64 {
-    let drawn = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis() as u64;
-    std::env::var("FOREBAY_STRESS_SEED").ok().map_or_else(drawn, |text| text.parse().expect("a number"))
+    std::env::var("FOREBAY_STRESS_SEED").map_or(SEED, |text| text.parse().expect("a number"))
 }
 
 fn spoil(upstream: &ScriptedRegistry, targets: &[Target], dice: &mut Dice) {
@@ -173,7 +171,7 @@ async fn a_crowd_sees_no_wrong_byte_and_leaves_nothing_behind() {
     let targets = Arc::new(targets);
     spoil(&upstream, &targets, &mut dice);
     // Room for about half of them, so that some come more than once.
-    let setup = Proxy::of(&upstream).set("storage", "max_size", "16MiB").each("read_timeout", "1s");
+    let setup = Proxy::of(&upstream).set("storage", "max_size", "16MiB").each("read_timeout", SILENCE);
     let proxy = Arc::new(setup.start().await);
     let tally = Arc::new(Tally::default());
     let mut clients = JoinSet::new();
@@ -181,7 +179,7 @@ async fn a_crowd_sees_no_wrong_byte_and_leaves_nothing_behind() {
         clients.spawn(client(proxy.clone(), targets.clone(), Dice(dice.next()), tally.clone()));
     }
     let began = Instant::now();
-    within(BOUND_SECONDS, async {
+    within(4 * PATIENCE, async {
         while let Some(joined) = clients.join_next().await {
             joined.unwrap();
         }
@@ -207,12 +205,7 @@ async fn a_crowd_sees_no_wrong_byte_and_leaves_nothing_behind() {
 
 /// What is left when all is quiet: at most the parked parts of what was asked for, and no download.
 async fn assert_clean(proxy: &Proxy, targets: &[Target], seed: u64) {
-    within(PATIENCE, async {
-        while proxy.metric("forebay_fills_in_flight", &[]).await.is_some_and(|fills| fills > 0.0) {
-            tokio::time::sleep(GLANCE).await;
-        }
-    })
-    .await;
+    proxy.wait_no_fill().await;
     let spools = proxy.spools();
     assert!(spools.len() <= targets.len(), "seed {seed}: {spools:?}");
     for spool in &spools {

@@ -25,15 +25,15 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
   address = "$1/containerd.sock.ttrpc"
 TOML
   spawn "${1##*/}" containerd --config "$1/config.toml"
-  wait_for 30 "${1##*/}" timeout 5 ctr --address "$1/containerd.sock" version
+  wait_for "${1##*/}" timeout 30 ctr --address "$1/containerd.sock" version
 }
 
 containerd_pull() {
-  timeout --kill-after=5 120 ctr --address "$1/containerd.sock" images pull --hosts-dir "$1/certs.d" "$2"
+  timeout --kill-after=5 "$PATIENCE" ctr --address "$1/containerd.sock" images pull --hosts-dir "$1/certs.d" "$2"
 }
 
 containerd_run() {
-  timeout --kill-after=5 60 ctr --address "$1/containerd.sock" run --rm "$2" "run-$BASHPID-$RANDOM"
+  timeout --kill-after=5 "$PATIENCE" ctr --address "$1/containerd.sock" run --rm "$2" "run-$BASHPID-$RANDOM"
 }
 
 containerd_stop() { stop "${1##*/}"; }

@@ -19,7 +19,7 @@ docker_start() { # docker_start FOLDER PORT
 JSON
   mkdir -p "$1/client"
   spawn "${1##*/}" dockerd --config-file "$1/daemon.json"
-  wait_for 45 "${1##*/}" docker_do "$1" 5 version
+  wait_for "${1##*/}" docker_do "$1" 30 version
 }
 
 docker_do() { # docker_do FOLDER SECONDS ARGUMENT...
@@ -28,8 +28,8 @@ docker_do() { # docker_do FOLDER SECONDS ARGUMENT...
   DOCKER_CONFIG=$folder/client timeout --kill-after=5 "$seconds" docker --host "unix://$folder/docker.sock" "$@"
 }
 
-docker_pull() { docker_do "$1" 120 pull --quiet "$2"; }
+docker_pull() { docker_do "$1" "$PATIENCE" pull --quiet "$2"; }
 
-docker_run() { docker_do "$1" 60 run --rm --pull never --network none "$2"; }
+docker_run() { docker_do "$1" "$PATIENCE" run --rm --pull never --network none "$2"; }
 
-docker_stop() { stop "${1##*/}" 30; }
+docker_stop() { stop "${1##*/}"; }

@@ -9,7 +9,7 @@ fetch() {
   shift
   REPLY_DIR=${REPLY_DIR:-$(mktemp -d "$WORK/reply.XXXXXX")}
   : >"$REPLY_DIR/body"
-  STATUS=$(curl -sS --max-time 60 -o "$REPLY_DIR/body" -D "$REPLY_DIR/head" -w '%{http_code}' "$@" "http://127.0.0.1:$FOREBAY_PORT$path")
+  STATUS=$(curl -sS --max-time "$PATIENCE" -o "$REPLY_DIR/body" -D "$REPLY_DIR/head" -w '%{http_code}' "$@" "http://127.0.0.1:$FOREBAY_PORT$path")
   printf -- '--- %s %s -> %s\n' "$path" "$*" "$STATUS"
   cat "$REPLY_DIR/head"
 }
@@ -71,6 +71,11 @@ http_manifest() {
   equal 'bytes of a 304' 0 "$(wc -c <"$REPLY_DIR/body")"
 }
 
+expect_hit() { # expect_hit PATH
+  fetch "$1"
+  expect_header Cache-Status '^forebay; hit'
+}
+
 layer_of() { # layer_of REPOSITORY INDEX: digest and size of a layer of its latest manifest
   fetch "/v2/$1/manifests/latest" "${MANIFEST_TYPES[@]}" >&2
   jq -r --argjson index "$2" '.layers[$index] | "\(.digest) \(.size)"' "$REPLY_DIR/body"
@@ -87,8 +92,9 @@ http_blob() {
   whole=$WORK/base-layer
   cp "$REPLY_DIR/body" "$whole"
 
+  # A client has the last byte a moment before the blob is in its place.
+  eventually expect_hit "/v2/library/app1/blobs/$digest"
   fetch "/v2/library/app1/blobs/$digest"
-  expect_header Cache-Status '^forebay; hit'
   cmp "$whole" "$REPLY_DIR/body"
 
   fetch "/v2/library/app1/blobs/$digest" --head
@@ -181,9 +187,9 @@ http_routing() {
 
 http_admin() {
   local base=http://127.0.0.1:$ADMIN_PORT
-  equal '/healthz' ok "$(curl -fsS --max-time 10 "$base/healthz" | tr -d '\n')"
-  curl -fsS --max-time 10 "$base/readyz"
-  curl -fsS --max-time 10 "$base/metrics" | tee "$WORK/metrics"
+  equal '/healthz' ok "$(curl -fsS --max-time "$PATIENCE" "$base/healthz" | tr -d '\n')"
+  curl -fsS --max-time "$PATIENCE" "$base/readyz"
+  curl -fsS --max-time "$PATIENCE" "$base/metrics" | tee "$WORK/metrics"
   grep -q '^forebay_requests_total{' "$WORK/metrics"
 }
 

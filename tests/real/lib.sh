@@ -5,6 +5,8 @@
 # What every image prints.
 # shellcheck disable=SC2034
 readonly LINE='hello from the image'
+# Seconds that any single wait may take. Only a run that fails waits that long, so it is far more than a busy machine needs.
+readonly PATIENCE=240
 
 # ---- checks -------------------------------------------------------------------------------------------------------
 
@@ -102,26 +104,38 @@ alive() { # alive NAME
 }
 
 stop() { # stop NAME [SECONDS]: SIGTERM, then SIGKILL after SECONDS
-  local pid _ tries=$((${2:-15} * 10))
+  local pid _ tries=$((${2:-60} * 10))
   while alive "$1"; do
     read -r pid _ <"$WORK/pids/$1"
-    if ((tries == ${2:-15} * 10)); then kill -TERM "$pid" 2>/dev/null || true; fi
+    if ((tries == ${2:-60} * 10)); then kill -TERM "$pid" 2>/dev/null || true; fi
     if ((tries-- == 0)); then kill -KILL "$pid" 2>/dev/null || true; fi
-    ((tries > -50)) || return 1
+    ((tries > -300)) || return 1
     sleep 0.1
   done
   rm -f "$WORK/pids/$1"
 }
 
-# wait_for SECONDS NAME COMMAND...: until the command succeeds; gives up when the process NAME is gone.
+# wait_for NAME COMMAND...: until the command succeeds; gives up when the process NAME is gone, or after PATIENCE.
 wait_for() {
-  local tries=$(($1 * 10)) name=$2
-  shift 2
+  local until=$((SECONDS + PATIENCE)) name=$1
+  shift
   until "$@" >/dev/null 2>&1; do
     alive "$name" || fail "$name ended: $(tail -n 5 "$WORK/logs/$name.log")"
-    ((tries-- > 0)) || fail "$name is not ready: $(tail -n 5 "$WORK/logs/$name.log")"
+    ((SECONDS < until)) || fail "$name is not ready: $(tail -n 5 "$WORK/logs/$name.log")"
     sleep 0.1
   done
+}
+
+# eventually COMMAND...: again until it succeeds; after PATIENCE once more, and that counts. For what is true a moment later.
+# Runs the command in a subshell: its variables stay there.
+eventually() {
+  local until=$((SECONDS + PATIENCE))
+  while ((SECONDS < until)); do
+    attempt /dev/null "$@"
+    if ((PASSED)); then return 0; fi
+    sleep 0.2
+  done
+  "$@"
 }
 
 # Processes whose command line names the unique work folder: engines' helpers that outlived their daemon.
@@ -158,11 +172,11 @@ clean_up() {
 
 port_is_open() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
-# A port nobody listens on, below the range the kernel hands out to clients. Taken at once by the caller.
+# A port nobody listens on, below the range the kernel hands out to clients. Somebody else may be quicker to take it.
 free_port() {
   local port tries
   for tries in {1..200}; do
-    port=$((20000 + (RANDOM * 7 + tries) % 10000))
+    port=$((20000 + (SRANDOM + tries) % 10000))
     port_is_open "$port" || {
       printf '%s' "$port"
       return 0
@@ -173,15 +187,28 @@ free_port() {
 
 # ---- the upstream -------------------------------------------------------------------------------------------------
 
-upstream_start() { # upstream_start NAME PORT: Debian's registry on the shared folder; its access log is logs/NAME.log
-  cat >"$WORK/$1.yml" <<YAML
+# upstream_start NAME: Debian's registry on the shared folder; its access log is logs/NAME.log. Leaves its TAKEN_PORT.
+upstream_start() {
+  local _
+  for _ in 1 2 3 4 5; do
+    TAKEN_PORT=$(free_port)
+    cat >"$WORK/$1.yml" <<YAML
 version: 0.1
 log: {level: warn, accesslog: {disabled: false}}
 storage: {filesystem: {rootdirectory: $WORK/upstream}, delete: {enabled: true}}
-http: {addr: "127.0.0.1:$2", secret: only-for-this-run}
+http: {addr: "127.0.0.1:$TAKEN_PORT", secret: only-for-this-run}
 YAML
-  spawn "$1" docker-registry serve "$WORK/$1.yml"
-  wait_for 10 "$1" port_is_open "$2"
+    spawn "$1" docker-registry serve "$WORK/$1.yml"
+    attempt "$WORK/logs/start-$1.log" wait_for "$1" answers_as_registry "$1" "$TAKEN_PORT"
+    if ((PASSED)); then return 0; fi
+    stop "$1"
+  done
+  fail "$1 does not start: $(cat "$WORK/logs/start-$1.log")"
+}
+
+# Whoever took the port in the meantime is not it: it has to be alive after it answered.
+answers_as_registry() { # answers_as_registry NAME PORT
+  curl -fsS --max-time 10 "http://127.0.0.1:$2/v2/" && alive "$1"
 }
 
 # From the access log, for every blob sent since the pushes ended: "DIGEST GETS BYTES".

@@ -26,7 +26,7 @@ TOML
 podman_do() { # podman_do FOLDER ARGUMENT...
   local folder=$1
   shift
-  CONTAINERS_REGISTRIES_CONF=$folder/registries.conf timeout --kill-after=5 120 podman \
+  CONTAINERS_REGISTRIES_CONF=$folder/registries.conf timeout --kill-after=5 "$PATIENCE" podman \
     --root "$folder/root" --runroot "$folder/run" --tmpdir "$folder/tmp" --storage-driver overlay \
     --events-backend file --cgroup-manager cgroupfs --runtime "$(command -v runc)" "$@"
 }

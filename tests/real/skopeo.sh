@@ -22,7 +22,7 @@ location = "registry.test"
 location = "127.0.0.1:$port/registry.test"
 insecure = true
 TOML
-  timeout --kill-after=5 120 skopeo --insecure-policy --registries-conf "$folder/registries.conf" \
+  timeout --kill-after=5 "$PATIENCE" skopeo --insecure-policy --registries-conf "$folder/registries.conf" \
     copy --quiet "$@" "docker://$reference" "dir:$folder/image"
   skopeo_verify "$folder/image"
 }

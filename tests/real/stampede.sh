@@ -8,7 +8,7 @@ stampede_clients() { # stampede_clients: all at once; each prints the digest of 
   for ((client = 0; client < STAMPEDE_CLIENTS; client++)); do
     (
       set -o pipefail
-      curl -fsS --max-time 300 "http://127.0.0.1:$FOREBAY_PORT/v2/library/raw/blobs/$STAMPEDE_BLOB" |
+      curl -fsS --max-time $((4 * PATIENCE)) "http://127.0.0.1:$FOREBAY_PORT/v2/library/raw/blobs/$STAMPEDE_BLOB" |
         sha256sum | cut -d' ' -f1 >"$WORK/stampede.$client"
     ) &
     pids+=($!)
@@ -29,5 +29,6 @@ stampede_at_the_upstream() {
 
 stampede_checks() {
   check stampede "$STAMPEDE_CLIENTS clients, one cold blob of $((STAMPEDE_BYTES / 1000000)) MB: all bytes right" stampede_clients
-  check stampede 'the upstream sent it once: 1 GET, 1.00x bytes' stampede_at_the_upstream
+  # The upstream writes its log when the client already has all.
+  check stampede 'the upstream sent it once: 1 GET, 1.00x bytes' eventually stampede_at_the_upstream
 }

@@ -1,5 +1,6 @@
 //! What one client pays for being the first, in time and in the server's work.
 
+use std::io::Write;
 use std::net::SocketAddr;
 use std::time::Instant;
 
@@ -74,12 +75,24 @@ async fn round(blob: &Blob, manners: Manners, series: &mut Series) -> Result<()>
 /// Wall seconds of a cold download and the server's CPU seconds per GiB, from its start to the end of the download.
 async fn through(kind: Kind, upstream: &Upstream, blob: &Blob) -> Result<Option<(f64, f64)>> {
     let Some(server) = Server::start(kind, upstream)? else { return Ok(None) };
+    touch_memory(blob.size_bytes)?;
     let before = server.cpu_seconds()?;
     let wall = download(server.address, blob).await.with_context(|| server.log())?;
     // What it fetches behind the client's back is part of the price.
     upstream.settle().await;
     let cpu = server.cpu_seconds()? - before;
     Ok(Some((wall, cpu * GIB as f64 / blob.size_bytes as f64)))
+}
+
+/// Has the machine back as much memory as the page cache will want: a virtual machine's host takes unused memory away,
+/// and giving it back costs several times what writing to it does. That price is nobody's here.
+fn touch_memory(size_bytes: u64) -> Result<()> {
+    let mut file = tempfile::tempfile()?;
+    let piece = vec![1; 1 << 20];
+    for _ in 0..size_bytes >> 20 {
+        file.write_all(&piece)?;
+    }
+    Ok(())
 }
 
 async fn download(address: SocketAddr, blob: &Blob) -> Result<f64> {

@@ -1,6 +1,7 @@
 //! One file a family of cases. A case sets up its upstream and servers, has clients ask, and writes rows into the table;
 //! it fails when bytes are wrong, and only then. Targets are named where they are compared.
 
+pub(crate) mod bandwidth;
 pub(crate) mod cold_wall;
 pub(crate) mod cut;
 pub(crate) mod memory;

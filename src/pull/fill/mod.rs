@@ -114,7 +114,8 @@ enum Broken {
 
 /// Downloads, from the first request to the end of the flight.
 pub(super) async fn run(inner: Arc<Inner>, repository: Repository, digest: Digest, permit: Permit<FillKey, Opened>) {
-    let _in_flight = InFlight::new(inner.metrics.clone());
+    // In this order: the gauge still counts it when the flight leaves the table.
+    let (_in_flight, permit) = (InFlight::new(inner.metrics.clone()), permit);
     let limits = inner.limits();
     let opening = async {
         let slots = (limits.slots_of(&repository.registry).acquire().await, limits.fill_slots.acquire().await);

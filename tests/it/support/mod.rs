@@ -17,14 +17,24 @@ pub(crate) mod script;
 mod selfcheck;
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::time::Duration;
+
+use tokio::net::TcpSocket;
 
 /// The registry name most tests use; it is the default registry of [`proxy::Proxy::of`].
 pub(crate) const REGISTRY: &str = "reg.test";
 /// The repository most tests use.
 pub(crate) const REPOSITORY: &str = "library/t";
-/// Seconds any single wait may take before the test fails, generous because two cores run all tests at once.
-pub(crate) const PATIENCE: u64 = 60;
+/// Seconds any single wait may take before the test fails. Only a failing test ever waits that long, so it is far more
+/// than the slowest machine needs.
+pub(crate) const PATIENCE: u64 = 180;
+/// A time limit of the proxy's own that no test reaches: where the passing of such a limit is not the subject, a machine
+/// that stands still for a while must not decide the outcome.
+pub(crate) const NEVER: &str = "1h";
+/// How long an upstream is silent in the tests of silence. Also innocent answers have no more time than this, so it is
+/// longer than a busy machine stands still.
+pub(crate) const SILENCE: &str = "5s";
 /// Time between two looks at something that offers no event to wait for.
 pub(crate) const GLANCE: Duration = Duration::from_millis(15);
 
@@ -40,6 +50,16 @@ pub(crate) fn within<F: Future>(seconds: u64, future: F) -> impl Future<Output =
             Err(_) => panic!("nothing happened within {seconds} s, waited for at {caller}"),
         }
     }
+}
+
+/// Takes an address without listening there: until the socket is dropped nobody else gets it by chance, who connects is
+/// refused, and who is told the address can listen there.
+pub(crate) fn reserve(address: SocketAddr) -> (TcpSocket, SocketAddr) {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.bind(address).unwrap();
+    let address = socket.local_addr().unwrap();
+    (socket, address)
 }
 
 /// Path of a blob in the default registry.

@@ -8,6 +8,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::time::Duration;
+use std::time::Instant;
 
 use rustix::process::Pid;
 use rustix::process::Resource;
@@ -25,6 +26,7 @@ use tokio::sync::watch;
 use toml::Table;
 
 use super::GLANCE;
+use super::NEVER;
 use super::PATIENCE;
 use super::REGISTRY;
 use super::client;
@@ -34,6 +36,8 @@ use super::registry::ScriptedRegistry;
 use super::within;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_forebay");
+/// How long the proxy lets a known tag wait for its upstream.
+const KNOWN_TAG_WAIT: Duration = Duration::from_secs(2);
 
 /// A `[[registry]]` to be.
 #[derive(Clone, Debug)]
@@ -44,7 +48,7 @@ impl Registry {
         let mut table = Table::new();
         table.insert("host".to_owned(), host.into());
         table.insert("endpoints".to_owned(), vec![endpoint].into());
-        Self(table)
+        Self(table).set("connect_timeout", NEVER).set("read_timeout", NEVER)
     }
 
     pub(crate) fn set(mut self, key: &str, value: impl Into<toml::Value>) -> Self {
@@ -77,6 +81,8 @@ impl Setup {
         };
         let setup = setup
             .set("server", "listen", vec!["127.0.0.1:0"])
+            .set("server", "header_timeout", NEVER)
+            .set("server", "shutdown_grace", NEVER)
             .set("admin", "listen", "127.0.0.1:0")
             .set("storage", "min_free", "1MiB")
             .set("log", "format", "json")
@@ -212,24 +218,34 @@ pub(crate) async fn run(arguments: &[&str]) -> Output {
 pub(crate) struct Log {
     lines: Arc<Mutex<Vec<String>>>,
     changed: Arc<watch::Sender<usize>>,
+    open_streams: Arc<watch::Sender<usize>>,
 }
 
 impl Default for Log {
     fn default() -> Self {
-        Self { lines: Arc::default(), changed: Arc::new(watch::Sender::new(0)) }
+        let (changed, open_streams) = (watch::Sender::new(0), watch::Sender::new(0));
+        Self { lines: Arc::default(), changed: Arc::new(changed), open_streams: Arc::new(open_streams) }
     }
 }
 
 impl Log {
     fn follow(&self, stream: impl AsyncRead + Unpin + Send + 'static) {
         let log = self.clone();
+        log.open_streams.send_modify(|count| *count += 1);
         tokio::spawn(async move {
             let mut lines = BufReader::new(stream).lines();
             while let Ok(Some(line)) = lines.next_line().await {
                 log.lines.lock().unwrap().push(line);
                 log.changed.send_modify(|version| *version += 1);
             }
+            log.open_streams.send_modify(|count| *count -= 1);
         });
+    }
+
+    /// Waits until the process has closed its outputs and all of them is here.
+    async fn ended(&self) {
+        let mut open_streams = self.open_streams.subscribe();
+        within(PATIENCE, open_streams.wait_for(|count| *count == 0)).await.unwrap();
     }
 
     pub(crate) fn text(&self) -> String {
@@ -326,6 +342,25 @@ impl Proxy {
         client::request(self.admin, "GET", target, &[]).await
     }
 
+    /// As [`Self::get`], of a tag whose upstream is well. Asks again when the answer is stale only because this machine was
+    /// slow: a known tag waits two seconds for its upstream, and then the registry is left alone for ten.
+    pub(crate) async fn get_checked(&self, target: &str) -> Reply {
+        within(PATIENCE, async {
+            let mut was_slow = false;
+            loop {
+                let asked = Instant::now();
+                let reply = self.get(target).await;
+                match reply.outcome() {
+                    "fwd=stale; detail=slow" if was_slow || asked.elapsed() >= KNOWN_TAG_WAIT => was_slow = true,
+                    "fwd=stale; detail=unreachable" if was_slow => {}
+                    _ => return reply,
+                }
+                tokio::time::sleep(GLANCE * 10).await;
+            }
+        })
+        .await
+    }
+
     /// Gets the target until it is a hit: the end of a download is no event that a client could wait for.
     pub(crate) async fn get_until_hit(&self, target: &str) -> Reply {
         within(PATIENCE, async {
@@ -396,14 +431,38 @@ impl Proxy {
         sample.rsplit(' ').next()?.parse().ok()
     }
 
+    /// Waits until that metric satisfies the test: what is counted may be counted a moment after its client has it.
+    pub(crate) async fn wait_metric(&self, name: &str, labels: &[&str], test: impl Fn(f64) -> bool) {
+        let waiting = async {
+            while !self.metric(name, labels).await.is_some_and(&test) {
+                tokio::time::sleep(GLANCE).await;
+            }
+        };
+        if tokio::time::timeout(Duration::from_secs(PATIENCE), waiting).await.is_err() {
+            panic!("{name} with {labels:?} is never so in\n{}", self.admin("/metrics").await.text());
+        }
+    }
+
     /// Waits until that metric is above a value.
     pub(crate) async fn wait_metric_above(&self, name: &str, labels: &[&str], value: f64) {
+        self.wait_metric(name, labels, |sample| sample > value).await;
+    }
+
+    /// Waits until no download is in progress any more.
+    pub(crate) async fn wait_no_fill(&self) {
         within(PATIENCE, async {
-            while self.metric(name, labels).await.is_none_or(|sample| sample <= value) {
+            while self.metric("forebay_fills_in_flight", &[]).await.is_some_and(|fills| fills != 0.0) {
                 tokio::time::sleep(GLANCE).await;
             }
         })
         .await;
+    }
+
+    /// Ends the process in good order and waits for the last line it wrote.
+    pub(crate) async fn end_log(&mut self) -> String {
+        assert_eq!(self.terminate().await, Some(0), "{}", self.log.text());
+        self.log.ended().await;
+        self.log.text()
     }
 
     async fn wait_ready(&self) {

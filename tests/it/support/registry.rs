@@ -11,6 +11,7 @@ use bytes::Bytes;
 use serde_json::Value;
 use serde_json::json;
 use tokio::net::TcpListener;
+use tokio::net::TcpSocket;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
@@ -22,6 +23,7 @@ use super::http1::Headers;
 use super::registry_auth::Auth;
 use super::registry_auth::Tokens;
 use super::registry_serve::accept;
+use super::reserve;
 use super::script::Fault;
 use super::script::Rule;
 use super::script::matches;
@@ -107,6 +109,8 @@ pub(crate) struct ScriptedRegistry {
     shared: Arc<Shared>,
     listener: Mutex<Option<JoinHandle<()>>>,
     cdn: Mutex<Option<JoinHandle<()>>>,
+    /// Keeps the port while nobody listens there.
+    _port: TcpSocket,
 }
 
 impl Drop for ScriptedRegistry {
@@ -126,15 +130,12 @@ impl ScriptedRegistry {
     }
 
     pub(crate) async fn start_on(address: &str, tls: Option<TlsAcceptor>) -> Self {
-        let listener = TcpListener::bind(address).await.unwrap();
-        let shared = Arc::new(Shared {
-            state: Mutex::default(),
-            changed: watch::Sender::new(0),
-            address: listener.local_addr().unwrap(),
-            tls,
-        });
-        let task = tokio::spawn(accept(shared.clone(), listener, Site::Registry));
-        Self { shared, listener: Mutex::new(Some(task)), cdn: Mutex::default() }
+        let address = tokio::net::lookup_host(address).await.unwrap().next().expect("an address of this machine");
+        let (port, address) = reserve(address);
+        let shared = Arc::new(Shared { state: Mutex::default(), changed: watch::Sender::new(0), address, tls });
+        let registry = Self { shared, listener: Mutex::default(), cdn: Mutex::default(), _port: port };
+        registry.resume().await;
+        registry
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
@@ -155,7 +156,7 @@ impl ScriptedRegistry {
         }
     }
 
-    /// Listens again on the same port.
+    /// Listens, after [`Self::stop`] on the same port again.
     pub(crate) async fn resume(&self) {
         let listener = TcpListener::bind(self.shared.address).await.unwrap();
         let task = tokio::spawn(accept(self.shared.clone(), listener, Site::Registry));

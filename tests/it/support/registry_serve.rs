@@ -1,15 +1,19 @@
 //! The socket side of the scripted registry: one answer at a time, spoiled byte by byte as its fault says.
 
+use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::net::sockopt;
 use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
 use tokio::net::TcpListener;
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
+use super::GLANCE;
 use super::http1::Wire;
 use super::registry::Seen;
 use super::registry::Shared;
@@ -17,8 +21,11 @@ use super::registry::Site;
 use super::script::Fault;
 use super::script::PIECE_BYTES;
 
-/// What was written before a reset gets that long to arrive: a reset throws away what is still on its way.
-const RESET_DELAY: Duration = Duration::from_millis(150);
+/// What the system keeps of what was written and has not arrived: little, so that what counts as sent is not far ahead of
+/// what the proxy has.
+const SEND_BUFFER_BYTES: usize = 64 * 1024;
+/// Looks at whether all has arrived before a reset, which throws away what is still on its way.
+const RESET_GLANCES: usize = 1000;
 
 /// Takes connections until the task is aborted.
 pub(crate) async fn accept(shared: Arc<Shared>, listener: TcpListener, site: Site) {
@@ -26,8 +33,9 @@ pub(crate) async fn accept(shared: Arc<Shared>, listener: TcpListener, site: Sit
     let mut connections = JoinSet::new();
     while let Ok((stream, _)) = listener.accept().await {
         let _ = stream.set_nodelay(true);
+        let _ = sockopt::set_socket_send_buffer_size(&stream, SEND_BUFFER_BYTES);
         let shared = shared.clone();
-        let Ok(socket) = stream.as_fd().try_clone_to_owned() else { continue };
+        let Ok(socket) = Socket::of(&stream) else { continue };
         connections.spawn(async move {
             let tls = shared.tls.clone().filter(|_| site == Site::Registry);
             match tls {
@@ -42,7 +50,45 @@ pub(crate) async fn accept(shared: Arc<Shared>, listener: TcpListener, site: Sit
     }
 }
 
-async fn serve<S: AsyncRead + AsyncWrite + Unpin>(shared: &Shared, site: Site, stream: S, socket: &OwnedFd) {
+/// A connection beneath whatever is spoken on it.
+struct Socket {
+    descriptor: OwnedFd,
+    local: SocketAddr,
+    peer: SocketAddr,
+}
+
+impl Socket {
+    fn of(stream: &TcpStream) -> std::io::Result<Self> {
+        let descriptor = stream.as_fd().try_clone_to_owned()?;
+        Ok(Self { descriptor, local: stream.local_addr()?, peer: stream.peer_addr()? })
+    }
+
+    /// Makes the end of the connection a reset, once all that was written has arrived.
+    async fn end_by_reset(&self) {
+        for _ in 0..RESET_GLANCES {
+            if !self.has_unacknowledged() {
+                break;
+            }
+            tokio::time::sleep(GLANCE).await;
+        }
+        let _ = sockopt::set_socket_linger(&self.descriptor, Some(Duration::ZERO));
+    }
+
+    fn has_unacknowledged(&self) -> bool {
+        let (SocketAddr::V4(local), SocketAddr::V4(peer)) = (self.local, self.peer) else { return false };
+        let [local, peer] =
+            [local, peer].map(|end| format!("{:08X}:{:04X}", u32::from_ne_bytes(end.ip().octets()), end.port()));
+        // Columns: number, local address, remote address, state, bytes to send and to read.
+        let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap_or_default();
+        let queues = table.lines().find_map(|line| {
+            let mut columns = line.split_ascii_whitespace().skip(1);
+            (columns.next() == Some(&local) && columns.next() == Some(&peer)).then(|| columns.nth(1)).flatten()
+        });
+        queues.is_some_and(|queues| !queues.starts_with("00000000:"))
+    }
+}
+
+async fn serve<S: AsyncRead + AsyncWrite + Unpin>(shared: &Shared, site: Site, stream: S, socket: &Socket) {
     let mut wire = Wire::new(stream);
     while let Ok(Some((first, headers))) = wire.head().await {
         let mut words = first.split(' ');
@@ -65,8 +111,7 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(shared: &Shared, site: Site, s
         let last = seen.headers.get("Connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));
         if last || !matches!(outcome, Ok(true)) {
             if resets {
-                tokio::time::sleep(RESET_DELAY).await;
-                let _ = rustix::net::sockopt::set_socket_linger(socket, Some(Duration::ZERO));
+                socket.end_by_reset().await;
             }
             return;
         }

@@ -24,6 +24,7 @@ async fn a_fault_changes_exactly_what_it_says() {
         (on("GET", "*").cut_at(0), End::Cut, 0),
         (on("GET", "*").cut_at(70_001), End::Cut, 70_001),
         (on("GET", "*").chunked().cut_at(70_001), End::Cut, 70_001),
+        (on("GET", "*").reset_at(70_001), End::Reset, 70_001),
         (on("GET", "*").wrong_length(10), End::Cut, bytes.len()),
         (on("GET", "*").wrong_length(-10), End::Complete, bytes.len() - 10),
         (on("GET", "*").bytes_per_second(1_000_000), End::Complete, bytes.len()),
