@@ -51,6 +51,10 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
         Command::Upstreams(command) => print(&ask(command.upstreams())?),
         Command::Offline(command) => print(&ask(command.run())?),
         Command::Reload(command) => print(&ask(command.run())?),
+        Command::Doctor(command) => report(&ask(command.run())?),
+        Command::Ready(command) => ask(command.ready()).map(|()| ExitCode::SUCCESS),
+        Command::Completions(command) => print(&command.run()),
+        Command::Man(command) => print(&command.run()?),
         Command::ClientConfig(command) => {
             let (text, notes) = command.run()?;
             let code = print(&text)?;

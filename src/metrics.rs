@@ -270,3 +270,90 @@ impl Metrics {
         self.evicted_bytes.add(bytes, &[]);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::Options;
+    use crate::telemetry::Telemetry;
+    use std::collections::BTreeMap;
+    use std::collections::BTreeSet;
+    use std::fmt::Write as _;
+    use tokio::runtime::Handle;
+
+    const DOCUMENT: &str = "deploy/metrics.md";
+    const BEGIN: &str = "<!-- generated: begin -->\n";
+    const END: &str = "<!-- generated: end -->\n";
+
+    /// Everything once, so that the text shows each instrument with its labels.
+    fn use_all(metrics: &Metrics) {
+        metrics.request("r", Kind::Blob, "hit");
+        metrics.first_byte(Kind::Blob, 0.1);
+        metrics.bytes_sent("r", Source::Store, 3);
+        metrics.upstream_bytes("r", 3);
+        metrics.upstream_request("r", "200");
+        metrics.ratelimit_remaining("r", 9);
+        metrics.ratelimit_limit("r", 100);
+        metrics.quiet_until("r", 1);
+        metrics.breaker_open("r", 1);
+        metrics.tag_move("r", Move::Followed);
+        metrics.fills_in_flight(1);
+        metrics.fill_failure("digest");
+        metrics.stored(1, 2);
+        metrics.rotten(FoundBy::Scrub);
+        metrics.scrubbed(1);
+        metrics.store_writable(true);
+        metrics.disk_error("write");
+        metrics.evicted(4);
+    }
+
+    /// `| name | type | labels | meaning |`, by name.
+    fn table(text: &str) -> String {
+        let mut kinds = BTreeMap::new();
+        let mut meanings = BTreeMap::new();
+        let mut labels: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        for line in text.lines() {
+            if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' ')) {
+                kinds.insert(name, kind);
+            } else if let Some((name, meaning)) = line.strip_prefix("# HELP ").and_then(|rest| rest.split_once(' ')) {
+                meanings.insert(name, meaning);
+            } else if let Some((series, list)) = line.split_once('{') {
+                let parts = ["_bucket", "_count", "_sum"].iter().find_map(|part| series.strip_suffix(part));
+                let name = parts.filter(|name| kinds.get(name) == Some(&"histogram")).unwrap_or(series);
+                let (list, _) = list.rsplit_once('}').unwrap();
+                let names = list.split(',').filter_map(|pair| pair.split_once('=')).map(|(name, _)| name);
+                labels.entry(name).or_default().extend(names.filter(|name| *name != "le"));
+            }
+        }
+        let mut table = "| Metric | Type | Labels | Meaning |\n|---|---|---|---|\n".to_owned();
+        for (name, kind) in kinds {
+            let labels = labels.get(name).into_iter().flatten().map(|label| format!("`{label}`"));
+            let labels = labels.collect::<Vec<_>>().join(", ");
+            let meaning = meanings.get(name).copied().unwrap_or_default();
+            assert!(!meaning.is_empty(), "{name} says nothing");
+            let _ = writeln!(table, "| `{name}` | {kind} | {labels} | {meaning} |");
+        }
+        table
+    }
+
+    /// `FOREBAY_BLESS=1 cargo test --lib catalogue` writes it.
+    #[tokio::test]
+    #[expect(clippy::disallowed_methods, reason = "a document that is generated")]
+    async fn the_catalogue_is_documented() {
+        let telemetry = Telemetry::without_log(&Options::default(), Handle::current()).unwrap();
+        use_all(&Metrics::new(&telemetry.meter()));
+        let expected = table(&telemetry.prometheus().text());
+        let document = std::fs::read_to_string(DOCUMENT).unwrap();
+        let (before, rest) = document.split_once(BEGIN).unwrap();
+        let (written, after) = rest.split_once(END).unwrap();
+        if std::env::var_os("FOREBAY_BLESS").is_some() {
+            std::fs::write(DOCUMENT, format!("{before}{BEGIN}{expected}{END}{after}")).unwrap();
+            return;
+        }
+        assert_eq!(written, expected, "FOREBAY_BLESS=1 writes it");
+        // An instrument that `use_all` forgets would be missing in the table.
+        let (catalogue, _) = include_str!("metrics.rs").split_once("#[cfg(test)]").unwrap();
+        let made = catalogue.matches("\"forebay_").count();
+        assert_eq!(expected.matches("| `forebay_").count(), made, "an instrument is not in the table");
+    }
+}

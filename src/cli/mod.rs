@@ -7,6 +7,8 @@
 pub mod client_config;
 pub mod config;
 pub mod content;
+pub mod doctor;
+pub mod generate;
 pub mod references;
 pub mod remote;
 pub mod serve;
@@ -60,6 +62,14 @@ pub enum Command {
     Offline(references::OfflineArguments),
     /// Has a running proxy read its configuration again
     Reload(content::ReloadArguments),
+    /// Tells what is wrong between container engines, a running proxy and the registries
+    Doctor(doctor::Arguments),
+    /// Exits with 0 when a running proxy takes requests: for health checks without other tools
+    Ready(remote::Remote),
+    /// Prints what completes commands in a shell
+    Completions(generate::Completions),
+    /// Prints the manual page, or writes one for each command
+    Man(generate::Manual),
     /// Points a container engine at the proxy
     ClientConfig(client_config::Arguments),
 }

@@ -37,6 +37,21 @@ pub(super) struct Client {
     token: Option<String>,
 }
 
+impl Remote {
+    /// `forebay ready`: nothing when the proxy takes requests, else why not.
+    pub async fn ready(&self) -> anyhow::Result<()> {
+        let client = self.client()?;
+        let mut url = client.base.clone();
+        url.set_path("/readyz");
+        let answer = client.http.get(url).send().await.map_err(reqwest::Error::without_url);
+        let answer = answer.with_context(|| format!("no answer from {}", client.base))?;
+        if answer.status().is_success() {
+            return Ok(());
+        }
+        bail!("not ready: {}", answer.text().await.unwrap_or_default().trim())
+    }
+}
+
 /// An answer, as it was sent.
 pub(super) struct Answer(Vec<u8>);
 

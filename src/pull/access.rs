@@ -197,7 +197,7 @@ fn ask(inner: &Arc<Inner>, repository: &Repository, digest: &Digest, kind: Kind)
             let wait = permit.wait();
             let (inner, repository, digest) = (inner.clone(), repository.clone(), *digest);
             inner.clone().spawn(async move {
-                permit.announce(confirm(&inner, &repository, &digest, kind).await);
+                permit.land(confirm(&inner, &repository, &digest, kind).await);
             });
             wait
         }
@@ -250,7 +250,9 @@ pub(super) async fn heard(inner: &Inner, repository: &Repository, digest: Option
             }
         }
         Some(Error::Offline | Error::UnknownRegistry | Error::Internal { .. }) => return,
-        _ => {}
+        // It is open, so that there may be grants again.
+        None => inner.closed.invalidate(repository),
+        Some(_) => {}
     }
     inner.troubles.clear(&repository.registry);
 }

@@ -86,6 +86,12 @@ impl<K: Eq + Hash, V: Clone> Permit<K, V> {
         self.wait.clone()
     }
 
+    /// Gives the key back, and then tells all who wait: who hears it and asks again leads anew.
+    pub(super) fn land(self, value: V) {
+        self.table.lock().remove(&self.key);
+        self.sender.send_replace(Some(value));
+    }
+
     /// Tells all who wait. The key stays taken until the permit is dropped.
     pub(super) fn announce(&self, value: V) {
         self.sender.send_replace(Some(value));
@@ -94,7 +100,11 @@ impl<K: Eq + Hash, V: Clone> Permit<K, V> {
 
 impl<K: Eq + Hash, V> Drop for Permit<K, V> {
     fn drop(&mut self) {
-        self.table.lock().remove(&self.key);
+        let mut flights = self.table.lock();
+        // Landed, the key may be another's by now.
+        if flights.get(&self.key).is_some_and(|wait| wait.receiver.same_channel(&self.wait.receiver)) {
+            flights.remove(&self.key);
+        }
     }
 }
 
@@ -142,6 +152,19 @@ mod tests {
         drop(permit);
         assert_eq!(wait.value().await, Some(7));
         assert!(flights.find(&1).is_none());
+    }
+
+    #[tokio::test]
+    async fn a_flight_that_landed_leaves_its_key_to_the_next() {
+        let flights = Flights::<u8, u8>::new();
+        let Seat::Lead(permit) = flights.board(&1) else { panic!("first") };
+        let wait = permit.wait();
+        permit.land(7);
+        assert_eq!(wait.value().await, Some(7));
+        let Seat::Lead(first) = flights.board(&1) else { panic!("the key is free") };
+        assert!(matches!(flights.board(&1), Seat::Follow(_)));
+        drop(first);
+        assert!(matches!(flights.board(&1), Seat::Lead(_)));
     }
 
     #[tokio::test]

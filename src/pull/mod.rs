@@ -45,6 +45,8 @@ mod progress;
 mod reader;
 mod relay;
 mod tag;
+#[cfg(test)]
+mod tests;
 mod trouble;
 mod warm;
 mod why;

@@ -149,7 +149,7 @@ fn board(inner: &Arc<Inner>, key: &(Repository, Tag), rule: &TagPolicy, subject:
     let wait = permit.wait();
     let (inner, (repository, tag), rule) = (inner.clone(), key.clone(), rule.clone());
     inner.clone().spawn(async move {
-        permit.announce(check(&inner, &repository, &tag, &rule, subject).await);
+        permit.land(check(&inner, &repository, &tag, &rule, subject).await);
     });
     Boarded::Waiting(wait)
 }
@@ -246,20 +246,32 @@ async fn ask(inner: &Arc<Inner>, repository: &Repository, tag: &Tag, rule: &TagP
     let held_at = inner.store.tag_record(repository, tag).filter(|_| rule.immutable).map(|record| record.digest);
     let head = inner.upstream.head_manifest(repository, &reference).await;
     let head = head.map_err(|error| Error::from_upstream(error, Kind::Manifest.absent()))?;
-    let Some(digest) = head.digest else {
-        let found = manifest::fetch_unnamed(inner, repository, &reference).await?;
-        return match held_at {
-            Some(known) if known != found.digest => hold(inner, repository, tag, &known, &found.digest).await,
-            _ => Ok(Pointed::There(found)),
-        };
-    };
+    let Some(digest) = head.digest else { return follow_content(inner, repository, tag, held_at).await };
     if let Some(known) = held_at
         && known != digest
     {
         return hold(inner, repository, tag, &known, &digest).await;
     }
     let admission = access::admit_confirmed(inner, repository, &digest, &head.identity).await;
-    manifest::admitted(inner, repository, &digest, admission).await.map(Pointed::There)
+    match manifest::admitted(inner, repository, &digest, admission).await {
+        // Some registries name another digest on HEAD than they have: the content names its own.
+        Err(Error::ManifestUnknown { .. }) => follow_content(inner, repository, tag, held_at).await,
+        admitted => admitted.map(Pointed::There),
+    }
+}
+
+/// Where the content itself says that the tag points.
+async fn follow_content(
+    inner: &Arc<Inner>,
+    repository: &Repository,
+    tag: &Tag,
+    held_at: Option<Digest>,
+) -> Result<Pointed, Error> {
+    let found = manifest::fetch_unnamed(inner, repository, &Reference::Tag(tag.clone())).await?;
+    match held_at {
+        Some(known) if known != found.digest => hold(inner, repository, tag, &known, &found.digest).await,
+        _ => Ok(Pointed::There(found)),
+    }
 }
 
 /// Refuses a move: the known digest goes on being served.

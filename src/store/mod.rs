@@ -42,6 +42,8 @@
 //! What it must never know: HTTP, registries' endpoints, policies, status codes, configuration.
 
 mod catalog;
+#[cfg(test)]
+mod catalog_tests;
 mod change;
 mod clock;
 mod content;

@@ -23,6 +23,8 @@ use crate::oci::Tag;
 /// Largest listing, all pages together.
 const MAX_LISTING_BYTES: usize = 4 * 1024 * 1024;
 const MAX_REFERRERS_PAGES: usize = 32;
+/// Most tags that a registry is asked for at once: ECR refuses more.
+const MAX_TAGS_ASKED: u32 = 1000;
 /// Most pages of tags that are read until one has a tag on it.
 const MAX_TAG_PAGES: usize = 32;
 const MAX_LINK_QUERY_BYTES: usize = 4096;
@@ -61,7 +63,7 @@ impl RegistryClient {
         n: Option<u32>,
         last: Option<&str>,
     ) -> Result<TagPage, Error> {
-        let n_pair = n.map(|n| ("n", n.to_string()));
+        let n_pair = n.map(|n| ("n", n.min(MAX_TAGS_ASKED).to_string()));
         let last_pair = last.map(|last| ("last", last.to_owned()));
         let query = Serializer::new(String::new()).extend_pairs(n_pair.into_iter().chain(last_pair)).finish();
         let mut asking = question(repository, "tags/list".to_owned(), query, "application/json");

@@ -33,7 +33,7 @@ mod wire;
 #[cfg(test)]
 mod failover_tests;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::cell::LazyCell;
 use std::collections::HashMap;

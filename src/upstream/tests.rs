@@ -23,15 +23,15 @@ pub(super) const SILENCE: Duration = Duration::from_secs(2);
 const FOREVER_MS: u64 = 3_600_000;
 
 /// A request as the server saw it.
-pub(super) struct Seen {
+pub(crate) struct Seen {
     method: String,
-    pub(super) target: String,
+    pub(crate) target: String,
     head: String,
 }
 
 impl Seen {
     /// Lower-case name.
-    pub(super) fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.head
             .lines()
             .filter_map(|line| line.split_once(": "))
@@ -40,9 +40,9 @@ impl Seen {
 }
 
 /// Pieces of a raw answer with a pause before each; the connection closes behind them.
-pub(super) type Reply = Vec<(u64, String)>;
+pub(crate) type Reply = Vec<(u64, String)>;
 
-pub(super) fn reply(status: u16, headers: &str, body: &str) -> Reply {
+pub(crate) fn reply(status: u16, headers: &str, body: &str) -> Reply {
     vec![(
         0,
         format!("HTTP/1.1 {status} X\r\nconnection: close\r\ncontent-length: {}\r\n{headers}\r\n{body}", body.len()),
@@ -54,14 +54,14 @@ fn head_reply(headers: &str) -> Reply {
     vec![(0, format!("HTTP/1.1 200 X\r\nconnection: close\r\ncontent-length: 10\r\n{headers}\r\n"))]
 }
 
-pub(super) struct Server {
-    pub(super) address: String,
+pub(crate) struct Server {
+    pub(crate) address: String,
     /// `METHOD target` of each request.
     log: Arc<Mutex<Vec<String>>>,
 }
 
 impl Server {
-    pub(super) async fn start(script: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> Self {
+    pub(crate) async fn start(script: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let log = Arc::new(Mutex::new(Vec::new()));
@@ -74,7 +74,7 @@ impl Server {
         Self { address, log }
     }
 
-    pub(super) fn count(&self, start: &str) -> usize {
+    pub(crate) fn count(&self, start: &str) -> usize {
         self.log.lock().unwrap().iter().filter(|line| line.starts_with(start)).count()
     }
 }
@@ -99,7 +99,7 @@ async fn answer(
     stream.shutdown().await.ok()
 }
 
-pub(super) fn options(endpoints: &[&str]) -> RegistryOptions {
+pub(crate) fn options(endpoints: &[&str]) -> RegistryOptions {
     let endpoints = endpoints.iter().map(|address| format!("http://{address}").parse().unwrap()).collect();
     let mut options = RegistryOptions::new("r.example".parse().unwrap(), endpoints);
     (options.connect_timeout, options.read_timeout) = (NEVER, NEVER);
@@ -117,7 +117,7 @@ fn with_credentials(mut options: RegistryOptions) -> RegistryOptions {
     options
 }
 
-pub(super) fn upstream(registry: RegistryOptions) -> Upstream {
+pub(crate) fn upstream(registry: RegistryOptions) -> Upstream {
     let options = Options { registries: vec![registry], ..Options::default() };
     Upstream::new(options, Metrics::disabled()).unwrap()
 }

@@ -53,6 +53,7 @@ async fn ls_and_stats_show_what_is_there() {
     let json: Value = serde_json::from_str(&printed(&proxy, &["ls", "latest", "--json"]).await).unwrap();
     assert_eq!(json["images"][0]["digest"], image.digest.as_str());
     assert!(printed(&proxy, &["ls", "--blobs", "--sort", "size"]).await.contains(&image.layers[0].0));
+    assert_eq!(printed(&proxy, &["ready"]).await, "");
     let stats = printed(&proxy, &["stats"]).await;
     for part in ["ready", "Requests", "Saved", "3 blobs and manifests", "none in progress"] {
         assert!(stats.contains(part), "no {part} in {stats}");
@@ -88,6 +89,7 @@ async fn exit_codes_tell_usage_from_trouble() {
     for wrong in [["ls", "--admin", "nonsense"], ["ls", "--admin", "ftp://x"], ["ls", "--sort", "colour"]] {
         assert_eq!(proxy::run(&wrong).await.status.code(), Some(2), "{wrong:?}");
     }
+    assert_eq!(proxy::run(&["ready", "--admin", &nobody]).await.status.code(), Some(1));
     assert_eq!(proxy::run(&["stats", "--token-file", "/nonexistent"]).await.status.code(), Some(2));
 }
 

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use rustix::process::Resource;
+use rustix::process::getrlimit;
 use tokio::sync::oneshot;
 
 use super::Api;
@@ -51,6 +53,7 @@ impl Api {
                 disk_bytes: room.disk_bytes,
             },
             traffic: self.traffic(),
+            open_files_limit: getrlimit(Resource::Nofile).current,
             fills_in_flight: self.control.puller.fills().len(),
             log_level: self.control.log_level.get(),
         }

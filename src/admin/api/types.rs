@@ -41,6 +41,8 @@ pub struct Status {
     pub storage: Storage,
     /// What was served since the start.
     pub traffic: Traffic,
+    /// Files that the process may have open at once, connections among them; `null` without a limit.
+    pub open_files_limit: Option<u64>,
     /// Downloads in progress.
     pub fills_in_flight: usize,
     /// Directives in force.

@@ -80,7 +80,7 @@ pub enum Engine {
 
 /// What engines have to know.
 #[derive(Clone, Debug)]
-struct Setup {
+pub(super) struct Setup {
     proxy: Url,
     /// `host:port`.
     authority: String,
@@ -111,19 +111,25 @@ struct Plan {
     notes: Vec<String>,
 }
 
+/// How a host's files stand to what they should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// They point at the proxy.
+    Points,
+    /// These do not.
+    Differs(Vec<String>),
+}
+
 impl Arguments {
     /// What to print on standard output, and what to say beside it.
     pub fn run(&self) -> anyhow::Result<(String, Vec<String>)> {
-        let setup = self.setup()?;
-        let read = |path: &str| place::read(&self.root, Path::new(path));
-        let plan = match self.engine {
-            Engine::Docker => docker::plan(&setup, read)?,
-            Engine::Containerd => containerd::plan(&setup, read)?,
-            Engine::Podman => containers::podman(&setup),
-            Engine::Crio => containers::crio(&setup),
-            Engine::K3s => containers::k3s(&setup, read)?,
-            Engine::Buildkit => containers::buildkit(&setup, read)?,
-        };
+        let mut setup = setup(self.config.as_deref(), self.proxy.as_ref())?;
+        setup.choose(&self.registry)?;
+        if self.ca.is_some() && setup.is_plain_http() {
+            return Err(wrong("ca", "the proxy is asked over plain HTTP; there is no certificate").into());
+        }
+        (setup.ca, setup.force) = (self.ca.clone(), self.force);
+        let plan = plan(self.engine, &setup, &self.root)?;
         let mut out = String::new();
         for document in &plan.documents {
             let path = place::below(&self.root, &document.path);
@@ -145,37 +151,48 @@ impl Arguments {
         }
         Ok((out, plan.notes))
     }
+}
 
-    fn setup(&self) -> anyhow::Result<Setup> {
-        let config = Config::load(self.config.as_deref(), &Overrides::default())?;
-        let proxy = self.proxy.clone().map_or_else(|| own_address(&config), Ok)?;
-        let is_plain = matches!(proxy.scheme(), "http" | "https")
-            && proxy.path() == "/"
-            && proxy.query().is_none()
-            && proxy.username().is_empty();
-        let host = proxy.host_str().filter(|_| is_plain);
-        let host = host.ok_or_else(|| wrong("proxy", "write a URL without a path, such as http://10.0.0.5:5000"))?;
-        let authority = proxy.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
-        let mut registries = Vec::new();
-        for known in
-            config.registries.iter().filter(|known| self.registry.is_empty() || self.registry.contains(&known.registry))
-        {
-            let endpoint = known.endpoints.first().cloned();
-            registries.extend(endpoint.map(|endpoint| Known { registry: known.registry.clone(), endpoint }));
-        }
-        for wanted in &self.registry {
-            if !registries.iter().any(|known| known.registry == *wanted) {
-                return Err(
-                    wrong("registry", &format!("the proxy does not know {wanted}; add a [[registry]] for it")).into()
-                );
-            }
-        }
-        if self.ca.is_some() && proxy.scheme() == "http" {
-            return Err(wrong("ca", "the proxy is asked over plain HTTP; there is no certificate").into());
-        }
-        let default_registry = config.server.default_registry;
-        Ok(Setup { proxy, authority, registries, default_registry, ca: self.ca.clone(), force: self.force })
+fn plan(engine: Engine, setup: &Setup, root: &Path) -> anyhow::Result<Plan> {
+    let read = |path: &str| place::read(root, Path::new(path));
+    match engine {
+        Engine::Docker => docker::plan(setup, read),
+        Engine::Containerd => containerd::plan(setup, read),
+        Engine::Podman => Ok(containers::podman(setup)),
+        Engine::Crio => Ok(containers::crio(setup)),
+        Engine::K3s => containers::k3s(setup, read),
+        Engine::Buildkit => containers::buildkit(setup, read),
     }
+}
+
+/// Compares the files below this root with what they should be. Where a hand has written them, an equal meaning in other
+/// words counts as different.
+pub(super) fn standing(engine: Engine, setup: &Setup, root: &Path) -> anyhow::Result<Standing> {
+    let mut differing = Vec::new();
+    for document in plan(engine, setup, root)?.documents {
+        if place::read(root, &document.path)?.trim() != document.text.trim() {
+            differing.push(document.path.display().to_string());
+        }
+    }
+    Ok(if differing.is_empty() { Standing::Points } else { Standing::Differs(differing) })
+}
+
+/// What engines have to know of the proxy with this configuration.
+pub(super) fn setup(config: Option<&Path>, proxy: Option<&Url>) -> anyhow::Result<Setup> {
+    let config = Config::load(config, &Overrides::default())?;
+    let proxy = proxy.cloned().map_or_else(|| own_address(&config), Ok)?;
+    let is_plain = matches!(proxy.scheme(), "http" | "https")
+        && proxy.path() == "/"
+        && proxy.query().is_none()
+        && proxy.username().is_empty();
+    let host = proxy.host_str().filter(|_| is_plain);
+    let host = host.ok_or_else(|| wrong("proxy", "write a URL without a path, such as http://10.0.0.5:5000"))?;
+    let authority = proxy.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+    let known = |known: &crate::config::RegistryConfig| {
+        Some(Known { registry: known.registry.clone(), endpoint: known.endpoints.first()?.clone() })
+    };
+    let registries = config.registries.iter().filter_map(known).collect();
+    Ok(Setup { proxy, authority, registries, default_registry: config.server.default_registry, ca: None, force: false })
 }
 
 /// The first address that the proxy listens on, where engines on this machine can use it.
@@ -188,12 +205,29 @@ fn own_address(config: &Config) -> anyhow::Result<Url> {
 }
 
 impl Setup {
+    /// Leaves only these registries; all, where none is named.
+    fn choose(&mut self, wanted: &[Registry]) -> anyhow::Result<()> {
+        for registry in wanted {
+            if !self.registries.iter().any(|known| known.registry == *registry) {
+                let problem = format!("the proxy does not know {registry}; add a [[registry]] for it");
+                return Err(wrong("registry", &problem).into());
+            }
+        }
+        self.registries.retain(|known| wanted.is_empty() || wanted.contains(&known.registry));
+        Ok(())
+    }
+
+    /// Whether requests that name no registry mean this one.
+    pub(super) fn is_default(&self, registry: &Registry) -> bool {
+        self.default_registry.as_ref() == Some(registry)
+    }
+
     fn is_plain_http(&self) -> bool {
         self.proxy.scheme() == "http"
     }
 
     /// `http://host:port`, without the slash that a URL ends with.
-    fn base(&self) -> &str {
+    pub(super) fn base(&self) -> &str {
         self.proxy.as_str().trim_end_matches('/')
     }
 

@@ -216,6 +216,7 @@ impl Fill<'_> {
             self.inner.metrics.fill_failure("store");
             tracing::error!(digest = %self.digest, %error, "verified content could not be kept");
         }
+        self.inner.closed.invalidate(self.repository);
     }
 
     /// Ends it for its readers, and keeps what can be used again.

@@ -375,6 +375,20 @@ impl Proxy {
         .await
     }
 
+    /// Gets the target until it comes from the store, whether the upstream was asked or not.
+    pub(crate) async fn get_until_stored(&self, target: &str) -> Reply {
+        within(PATIENCE, async {
+            loop {
+                let reply = self.get(target).await;
+                if reply.status == 200 && reply.is_complete() && !reply.outcome().starts_with("fwd=miss") {
+                    return reply;
+                }
+                tokio::time::sleep(GLANCE).await;
+            }
+        })
+        .await
+    }
+
     /// Pulls as an engine does, again after a failure, and never takes wrong bytes for right ones.
     pub(crate) async fn pull(&self, target: &str, bytes: &[u8]) -> Reply {
         within(PATIENCE, async {
@@ -506,10 +520,15 @@ impl Proxy {
     }
 
     /// Ends the process in good order, if it still runs, and starts another on the same data.
-    pub(crate) async fn restart(mut self) -> Self {
+    pub(crate) async fn restart(self) -> Self {
+        self.restart_with(|setup| setup).await
+    }
+
+    /// The same with another configuration.
+    pub(crate) async fn restart_with(mut self, change: impl FnOnce(Setup) -> Setup) -> Self {
         if self.child.try_wait().unwrap().is_none() {
             assert_eq!(self.terminate().await, Some(0), "{}", self.log.text());
         }
-        self.setup.clone().start_in(self.home.clone()).await
+        change(self.setup.clone()).start_in(self.home.clone()).await
     }
 }
