@@ -45,6 +45,11 @@ fn serve(config: Config) -> anyhow::Result<()> {
     if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
         anyhow::bail!("another TLS provider is installed already");
     }
+    // Before any thread. Huge pages make the allocator's sparse arenas dense: measured, an idle process takes 43 MiB with
+    // them and 3 MiB without, and is no slower. Where they cannot be refused it works as well.
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
+    // As many workers as processors. Measured: one runtime is as fast as one a processor with a listener each, and
+    // downloads and answers share what one of them leaves idle.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .thread_name("forebay")
         .enable_all()

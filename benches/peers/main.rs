@@ -31,11 +31,12 @@ use anyhow::bail;
 use crate::table::Table;
 
 const CASE_TIMEOUT: Duration = Duration::from_secs(600);
-const CASES: [&str; 12] = [
+const CASES: [&str; 13] = [
     "hit-blobs",
     "hit-tls",
     "hit-small",
     "hit-memory",
+    "instructions",
     "stampede",
     "ranges",
     "open-ended",
@@ -79,7 +80,8 @@ fn options(mut arguments: impl Iterator<Item = String>) -> Result<Options> {
             "--verbose" => options.verbose = true,
             "--runs" => options.runs = arguments.next().context("--runs takes a number")?.parse()?,
             "--minutes" => options.minutes = arguments.next().context("--minutes takes a number")?.parse()?,
-            SOAK => options.cases.push(argument),
+            "instructions" => cases::instructions::run(table).await,
+        SOAK => options.cases.push(argument),
             case if CASES.iter().any(|known| known.starts_with(case)) => options.cases.push(argument),
             other => bail!("unknown case or option {other:?}; the cases: {}", CASES.join(", ")),
         }
@@ -132,6 +134,7 @@ async fn case(name: &str, options: &Options, table: &mut Table) -> Result<()> {
         "hit-tls" => cases::hits::encrypted(options, table).await,
         "hit-small" => cases::hits::small(options, table).await,
         "hit-memory" => cases::hit_memory::run(options, table).await,
+        "instructions" => cases::instructions::run(table).await,
         SOAK => cases::soak::run(options, table).await,
         "stampede" => cases::stampede::run(options, table).await,
         "ranges" => cases::ranges::closed(options, table).await,
