@@ -37,6 +37,7 @@ mod ranges;
 mod redirects;
 mod resume;
 mod routing;
+mod server_tls;
 mod shutdown;
 mod startup;
 mod stress;
