@@ -99,6 +99,9 @@ pub async fn run(
         let registry = &known.registry;
         tracing::warn!(%registry, "--upstream names another origin: the configured credentials are not used");
     }
+    if config.upstream.offline {
+        tracing::warn!("switched offline by the configuration: no registry is asked");
+    }
     // Ports before data: a second forebay should say that its port is in use before it touches anything.
     let certificates = certificates(&config)?;
     let tls = certificates.as_ref().map(|certificates| certificates.tls.clone());
@@ -204,60 +207,6 @@ fn stop_signal(end_at_once: fn() -> !) -> anyhow::Result<CancellationToken> {
     Ok(token)
 }
 
-// === Certificates ===
-
-/// The certificates of the registry port, and the files that they are in.
-struct Certificates {
-    files: TlsFiles,
-    pem: TlsPem,
-    tls: Tls,
-}
-
-impl Certificates {
-    fn load(files: &TlsFiles) -> Result<Self, config::Error> {
-        let refused = |problem: String| config::Error::Refused { key: "server.tls".to_owned(), problem };
-        let pem = files.read().map_err(refused)?;
-        let tls = Tls::new(&serve_pem(&pem)).map_err(|error| refused(error.to_string()))?;
-        Ok(Self { files: files.clone(), pem, tls })
-    }
-
-    /// Takes up changes of the files, for ever. Looks into them instead of being told: that also works where they are
-    /// links that change, as in a cluster, and for a file that another machine writes.
-    async fn watch(mut self) {
-        let mut refused = None;
-        loop {
-            tokio::time::sleep(CERTIFICATES_EVERY).await;
-            let files = self.files.clone();
-            let Ok(read) = tokio::task::spawn_blocking(move || files.read()).await else { continue };
-            if read.as_ref() == Ok(&self.pem) {
-                refused = None;
-                continue;
-            }
-            let taken = read.and_then(|pem| match self.tls.replace(&serve_pem(&pem)) {
-                Ok(()) => Ok(pem),
-                Err(error) => Err(error.to_string()),
-            });
-            match taken {
-                Ok(pem) => {
-                    tracing::info!(cert = %self.files.cert.display(), "new certificates are in use");
-                    (self.pem, refused) = (pem, None);
-                }
-                // Certificate and key are written one after the other: half of a change is nothing to shout about.
-                Err(problem) if refused.as_ref() == Some(&problem) => {}
-                Err(problem) => {
-                    tracing::warn!(problem, "the certificates have changed and cannot be used; the old ones stay");
-                    refused = Some(problem);
-                }
-            }
-        }
-    }
-}
-
-fn serve_pem(pem: &TlsPem) -> serve::Pem {
-    let TlsPem { cert, key, client_ca } = pem.clone();
-    serve::Pem { cert, key, client_ca }
-}
-
 // === Reload ===
 
 /// What a configuration is put into force with, while everything runs.
@@ -334,9 +283,9 @@ impl Reloading {
 fn needs_restart(now: &Config, then: &Config) -> Vec<String> {
     let rows = [
         ("server.listen", now.server.listen != then.server.listen),
-        ("server.tls", now.server.tls != then.server.tls),
         ("server.shutdown_grace", now.server.shutdown_grace != then.server.shutdown_grace),
         ("server.max_connections", now.server.max_connections != then.server.max_connections),
+        ("server.tls", now.server.tls != then.server.tls),
         ("server.header_timeout", now.server.header_timeout != then.server.header_timeout),
         ("admin", now.admin != then.admin),
         ("storage", now.storage != then.storage),
@@ -344,6 +293,60 @@ fn needs_restart(now: &Config, then: &Config) -> Vec<String> {
         ("telemetry", now.telemetry != then.telemetry),
     ];
     rows.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key.to_owned()).collect()
+}
+
+// === Certificates ===
+
+/// The certificates of the registry port, and the files that they are in.
+struct Certificates {
+    files: TlsFiles,
+    pem: TlsPem,
+    tls: Tls,
+}
+
+impl Certificates {
+    fn load(files: &TlsFiles) -> Result<Self, config::Error> {
+        let refused = |problem: String| config::Error::Refused { key: "server.tls".to_owned(), problem };
+        let pem = files.read().map_err(refused)?;
+        let tls = Tls::new(&serve_pem(&pem)).map_err(|error| refused(error.to_string()))?;
+        Ok(Self { files: files.clone(), pem, tls })
+    }
+
+    /// Takes up changes of the files, for ever. Looks into them instead of being told: that also works where they are
+    /// links that change, as in a cluster, and for a file that another machine writes.
+    async fn watch(mut self) {
+        let mut refused = None;
+        loop {
+            tokio::time::sleep(CERTIFICATES_EVERY).await;
+            let files = self.files.clone();
+            let Ok(read) = tokio::task::spawn_blocking(move || files.read()).await else { continue };
+            if read.as_ref() == Ok(&self.pem) {
+                refused = None;
+                continue;
+            }
+            let taken = read.and_then(|pem| match self.tls.replace(&serve_pem(&pem)) {
+                Ok(()) => Ok(pem),
+                Err(error) => Err(error.to_string()),
+            });
+            match taken {
+                Ok(pem) => {
+                    tracing::info!(cert = %self.files.cert.display(), "new certificates are in use");
+                    (self.pem, refused) = (pem, None);
+                }
+                // Certificate and key are written one after the other: half of a change is nothing to shout about.
+                Err(problem) if refused.as_ref() == Some(&problem) => {}
+                Err(problem) => {
+                    tracing::warn!(problem, "the certificates have changed and cannot be used; the old ones stay");
+                    refused = Some(problem);
+                }
+            }
+        }
+    }
+}
+
+fn serve_pem(pem: &TlsPem) -> serve::Pem {
+    let TlsPem { cert, key, client_ca } = pem.clone();
+    serve::Pem { cert, key, client_ca }
 }
 
 // === Refusals ===

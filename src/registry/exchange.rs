@@ -42,6 +42,7 @@ pub(super) struct Exchange {
     target: Option<Target>,
     status: Option<u16>,
     outcome: &'static str,
+    detail: Option<&'static str>,
     source: Source,
     sent_bytes: u64,
     uncounted_bytes: u64,
@@ -80,6 +81,7 @@ impl Exchange {
             target: None,
             status: None,
             outcome: ABANDONED,
+            detail: None,
             source: Source::Local,
             sent_bytes: 0,
             uncounted_bytes: 0,
@@ -115,6 +117,7 @@ impl Exchange {
     pub(super) fn answered(&mut self, status: u16, provenance: &Provenance) {
         self.status = Some(status);
         self.outcome = provenance.label;
+        self.detail = provenance.detail;
         self.source = provenance.source;
         self.span.record("status", status).record("outcome", self.outcome);
         self.metrics.first_byte(self.kind, self.started.elapsed().as_secs_f64());
@@ -172,6 +175,7 @@ impl Drop for Exchange {
             kind = self.kind.as_str(),
             status = self.status,
             outcome = self.outcome,
+            detail = self.detail,
             bytes = self.sent_bytes,
             complete = self.is_complete(),
             duration_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),

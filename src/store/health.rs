@@ -154,10 +154,9 @@ fn look(inner: &Inner, was_in_trouble: bool) -> Trouble {
     if inner.engine.is_read_only() {
         return Some("the file system is mounted read-only".into());
     }
-    if was_in_trouble && let Err(error) = inner.engine.probe() {
-        return Some(format!("the disk does not take new content: {error}").into());
+    if let Some((short, free)) = inner.space.shortage() {
+        return Some(format!("the disk is full: {free} bytes are free, and `min_free` wants {short} more").into());
     }
-    inner.space.shortage().map(|(short, free)| {
-        format!("the disk is full: {free} bytes are free, and {short} more are needed for `min_free`").into()
-    })
+    let probed = if was_in_trouble { inner.engine.probe() } else { Ok(()) };
+    probed.err().map(|error| format!("the disk does not take new content: {error}").into())
 }

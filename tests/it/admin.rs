@@ -8,6 +8,8 @@ use crate::support::content::sample;
 use crate::support::content::unknown_digest;
 use crate::support::manifest_path;
 use crate::support::proxy::Proxy;
+use crate::support::proxy::Registry;
+use crate::support::proxy::Setup;
 use crate::support::registry::ScriptedRegistry;
 use crate::support::reserve;
 use crate::support::script::on;
@@ -122,6 +124,34 @@ async fn a_request_keeps_the_id_its_client_gave_it() {
     let first = proxy.get("/v2/").await;
     let second = proxy.get("/v2/").await;
     assert_ne!(first.header("X-Request-Id"), second.header("X-Request-Id"));
+}
+
+/// Each outcome tells its reason, to the client and in the log.
+#[tokio::test]
+async fn every_answer_says_why() {
+    let upstream = ScriptedRegistry::start().await;
+    upstream.image(REPOSITORY, "latest", &[sample(30, 10)]);
+    let registry = Registry::new(REGISTRY, &upstream.url()).set("tag_ttl", "1ms").set("deny", vec!["closed/*"]);
+    let proxy = Setup::new(&[registry]).start().await;
+    assert_eq!(proxy.get(&manifest_path("latest")).await.status, 200);
+    upstream.rule(on("*", &manifest_path("denied")).status(403));
+    upstream.rule(on("*", &manifest_path("broken")).status(500));
+    upstream.rule(on("*", &manifest_path("limited")).status(429).header("Retry-After", "60"));
+    let rows = [
+        (manifest_path("none"), "fwd=miss; detail=not-found", "not-found"),
+        (manifest_path("denied"), "fwd=miss; detail=denied", "denied"),
+        ("/v2/closed/app/manifests/latest".to_owned(), "fwd=bypass; detail=not-allowed", "not-allowed"),
+        (manifest_path("broken"), "fwd=miss; detail=upstream-error", "upstream-error"),
+        (manifest_path("latest"), "fwd=stale; detail=upstream-error", "upstream-error"),
+        (manifest_path("limited"), "fwd=miss; detail=rate-limited", "rate-limited"),
+    ];
+    for (place, (target, outcome, detail)) in rows.into_iter().enumerate() {
+        let id = format!("why-{place}");
+        let reply = proxy.get_with(&target, &[("X-Request-Id", &id)]).await;
+        assert_eq!(reply.outcome(), outcome, "{target}");
+        let line = proxy.log.wait_for(|event| event["message"] == "request" && event["request_id"] == *id).await;
+        assert_eq!(line["detail"], detail, "{line}");
+    }
 }
 
 #[tokio::test]

@@ -101,8 +101,12 @@ async fn what_is_pinned_comes_and_stays() {
     let unpinned = ask(&proxy, "POST", "/api/v1/unpin", &json!({ "image": named("latest") })).await;
     assert_eq!((unpinned.status, pins(&proxy).await.len()), (200, 0));
     press(&proxy, &upstream).await;
-    let reply = proxy.get(&blob_path(&image.layers[0].0)).await;
-    assert_ne!(reply.outcome(), "hit", "it gives way again");
+    within(PATIENCE, async {
+        while proxy.blob_file(&image.layers[0].0).exists() {
+            tokio::time::sleep(GLANCE).await;
+        }
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -94,7 +94,7 @@ async fn the_scrub_finds_rot_and_the_next_pull_heals_it() {
     let bytes = sample(4, MIB);
     let digest = upstream.blob(REPOSITORY, bytes.clone());
     let path = blob_path(&digest);
-    let setup = Proxy::of(&upstream).set("storage", "scrub_interval", "50ms").set("storage", "scrub_rate", "1GB/s");
+    let setup = Proxy::of(&upstream).set("storage", "scrub_interval", "300ms").set("storage", "scrub_rate", "1GB/s");
     let proxy = setup.start().await;
     proxy.get_until_hit(&path).await;
     rot(&proxy.blob_file(&digest));
