@@ -16,7 +16,6 @@ use crate::oci::Verified;
 use super::Inner;
 use super::Timestamp;
 use super::blocking;
-use super::catalog::Fact;
 use super::change::Change;
 use super::error::BeginError;
 use super::error::Error;
@@ -24,8 +23,11 @@ use super::memory::SMALL_BLOB_BYTES;
 use super::memory::Small;
 use super::read::Reader;
 use super::read::read_exact_at;
+use super::rights::Fact;
 use super::spool::Complete;
 use super::spool::Spool;
+use super::table::Known;
+use super::writer::Receipt;
 
 /// Whole, open content: eviction cannot take it from its readers.
 #[derive(Clone, Debug)]
@@ -142,7 +144,7 @@ async fn open_file(inner: &Arc<Inner>, digest: &Digest, size_bytes: u64) -> Resu
             let found_bytes = found.map(|(_, found_bytes)| found_bytes);
             tracing::warn!(%digest, size_bytes, ?found_bytes, "stored content is gone or changed; it is fetched again");
             let (inner, digest) = (inner.clone(), *digest);
-            blocking(move || forget(&inner, &digest)).await;
+            blocking(move || forget(&inner, &[digest])).await;
             Ok(None)
         }
     }
@@ -154,43 +156,45 @@ async fn read_whole(file: Arc<File>, size_bytes: u64) -> Result<Bytes, Error> {
 
 pub(super) async fn publish(inner: &Arc<Inner>, complete: Complete, facts: Vec<Fact>) -> Result<(), Error> {
     let publisher = inner.clone();
-    let published = blocking(move || publish_now(&publisher, complete, &facts).map(|news| (news, facts))).await;
-    let (is_news, facts) = published.map_err(|error| Error::new("publish content", error))?;
-    if !is_news.0 {
-        learn(inner, &is_news.1, facts).await;
+    match blocking(move || publish_now(&publisher, complete, facts)).await {
+        Ok(Published::New(receipt)) => drop(receipt.durable().await),
+        Ok(Published::Known(digest, facts)) => learn(inner, &digest, facts).await,
+        Err(error) => return Err(Error::new("publish content", error)),
     }
     Ok(())
 }
 
-/// File and catalog in one piece of work that nobody can cancel half-way: whether it is news, and of what digest.
-fn publish_now(inner: &Inner, complete: Complete, facts: &[Fact]) -> io::Result<(bool, Digest)> {
-    let Complete { file, proof, reservation } = complete;
+enum Published {
+    /// It is here now.
+    New(Receipt),
+    /// It was here; the facts about it may be news.
+    Known(Digest, Vec<Fact>),
+}
+
+/// File and catalog in one piece of work that nobody can cancel half-way.
+fn publish_now(inner: &Inner, complete: Complete, facts: Vec<Fact>) -> io::Result<Published> {
+    let Complete { mut file, proof, reservation } = complete;
     let (digest, size_bytes) = (*proof.digest(), proof.size_bytes());
     let _changing = inner.changing(&digest);
     if inner.catalog.size_bytes(&digest).is_some() {
-        return Ok((false, digest));
+        return Ok(Published::Known(digest, facts));
     }
-    let open_file = file.file.clone();
-    inner.engine.publish(file, &proof)?;
+    inner.engine.publish(&mut file, &proof)?;
     let now = Timestamp::now();
-    inner.catalog.insert(&digest, size_bytes, now, facts);
+    inner.catalog.insert(&digest, size_bytes, now, &facts);
     reservation.convert(size_bytes);
     if size_bytes > SMALL_BLOB_BYTES {
-        inner.memory.keep_file(&digest, open_file);
+        inner.memory.keep_file(&digest, file.file.clone());
     }
-    inner.writer.tell(Change::Content(digest, size_bytes, now));
-    for fact in facts {
-        inner.writer.tell(Change::Fact(digest, fact.clone()));
-    }
-    Ok((true, digest))
+    let mut changes = vec![Change::Content(digest, size_bytes, now)];
+    changes.extend(facts.into_iter().map(|fact| Change::Fact(digest, fact)));
+    Ok(Published::New(inner.writer.tell(changes, Some(file))))
 }
 
 /// Adds facts about content that is here.
 pub(super) async fn learn(inner: &Arc<Inner>, digest: &Digest, facts: Vec<Fact>) {
-    for fact in facts {
-        if inner.catalog.learn(digest, &fact) {
-            inner.writer.send(Change::Fact(*digest, fact)).await;
-        }
+    if inner.catalog.learn(digest, &facts) {
+        inner.writer.record(facts.into_iter().map(|fact| Change::Fact(*digest, fact)).collect()).await;
     }
 }
 
@@ -216,27 +220,52 @@ pub(super) async fn put_document(
     Ok(())
 }
 
-/// Takes content out: from the catalog first, so that no new reader finds it, then from the disk. Blocks.
+/// Contents that go together: they share a sync of the journal.
+const FORGET_BATCH: usize = 256;
+
+/// Takes content out: from the catalog first, so that no new reader finds it, then from the disk: how many bytes, of how
+/// many blobs. Blocks.
 ///
 /// Content that the disk does not let go of stays: it still takes its room.
-pub(super) fn forget(inner: &Inner, digest: &Digest) -> Option<u64> {
+pub(super) fn forget(inner: &Inner, digests: &[Digest]) -> (u64, u64) {
+    digests.chunks(FORGET_BATCH).map(|batch| forget_batch(inner, batch)).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1))
+}
+
+/// The journal comes before the disk: what it says to be gone, a start after a crash removes.
+fn forget_batch(inner: &Inner, digests: &[Digest]) -> (u64, u64) {
+    let going: Vec<(Digest, Known)> = digests.iter().filter_map(|digest| hide(inner, digest)).collect();
+    inner.writer.tell(going.iter().map(|(digest, _)| Change::Forget(*digest)).collect(), None).wait();
+    let gone = going.into_iter().filter_map(|(digest, known)| remove(inner, digest, known));
+    gone.fold((0, 0), |(bytes, blobs), size_bytes| (bytes + size_bytes, blobs + 1))
+}
+
+fn hide(inner: &Inner, digest: &Digest) -> Option<(Digest, Known)> {
     let _changing = inner.changing(digest);
-    let (size_bytes, entry) = inner.catalog.remove(digest)?;
+    let known = inner.catalog.remove(digest)?;
     inner.memory.forget(digest);
-    if let Err(error) = inner.engine.remove(digest) {
+    Some((*digest, known))
+}
+
+/// Removes hidden content from the disk: its length.
+fn remove(inner: &Inner, digest: Digest, known: Known) -> Option<u64> {
+    let _changing = inner.changing(&digest);
+    let size_bytes = known.size_bytes;
+    // It may have come again in the meantime: then its new file has taken the place of the old one.
+    if inner.catalog.size_bytes(&digest).is_none()
+        && let Err(error) = inner.engine.remove(&digest)
+    {
         tracing::error!(%digest, %error, "content could not be removed from the disk");
-        inner.catalog.put_back(digest, entry);
+        let mut changes = vec![Change::Content(digest, size_bytes, known.last_use.at())];
+        changes.extend(inner.catalog.sets().facts(&known.facts).into_iter().map(|fact| Change::Fact(digest, fact)));
+        inner.catalog.put(&digest, known);
+        inner.writer.tell(changes, None);
         return None;
     }
     inner.space.release(size_bytes);
-    inner.writer.tell(Change::Forget(*digest));
     Some(size_bytes)
 }
 
-/// Remembers the use; tells the index only when that is a while after the last time it was told.
-fn touch(inner: &Arc<Inner>, digest: &Digest) {
-    let now = Timestamp::now();
-    if inner.catalog.touch(digest, now) {
-        inner.writer.used(digest, now);
-    }
+/// Remembers the use. The index hears of it a while later.
+fn touch(inner: &Inner, digest: &Digest) {
+    inner.catalog.touch(digest, Timestamp::now());
 }

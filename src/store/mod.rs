@@ -31,14 +31,19 @@ mod engine;
 mod error;
 mod evict;
 mod index;
+mod indexer;
 mod journal;
 mod memory;
 mod options;
 mod parking;
 mod read;
 mod recover;
+mod rights;
+mod snapshot;
 mod space;
 mod spool;
+mod table;
+mod tags;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -47,6 +52,8 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
+use std::sync::Weak;
+use std::time::Duration;
 
 use crate::metrics::Metrics;
 use crate::oci::Digest;
@@ -60,19 +67,22 @@ use self::change::Change;
 use self::engine::Engine;
 use self::memory::Memory;
 use self::parking::Parking;
+use self::rights::Fact;
 use self::space::Space;
-use self::writer::IndexWriter;
+use self::writer::Writer;
 
-pub use self::catalog::{Moved, Past, Proof, Standing, TagRecord};
 pub use self::clock::Timestamp;
 pub use self::content::{Content, Document};
 pub use self::error::{BeginError, Error, OpenError};
 pub use self::options::{Amount, Options};
 pub use self::read::{ReadError, Reader};
+pub use self::rights::{Proof, Standing};
 pub use self::spool::{Complete, FinishError, Growing, Lane, Spool, Want, WriteError};
+pub use self::tags::{Moved, Past, TagRecord};
 
 /// Digests that share a lock for their changes.
 const CHANGE_STRIPES: usize = 64;
+const WATCH_EVERY: Duration = Duration::from_secs(10);
 
 /// The store. Cheap to clone.
 #[derive(Clone)]
@@ -84,11 +94,11 @@ struct Inner {
     engine: Engine,
     /// One digest's file and catalog entry change together. Taken on blocking threads only, before any other lock.
     changing: [Mutex<()>; CHANGE_STRIPES],
-    catalog: Catalog,
+    catalog: Arc<Catalog>,
     memory: Memory,
     parking: Parking,
     space: Arc<Space>,
-    writer: IndexWriter,
+    writer: Writer,
     metrics: Metrics,
 }
 
@@ -115,12 +125,17 @@ impl Store {
         let space = Arc::new(Space::new(options, &engine)?);
         space.adopt(recovered.catalog.stored_bytes());
         let spools = |source| OpenError::Directory { path: options.path.clone(), source };
-        let parking = Parking::open(&engine, &space).map_err(spools)?;
+        let parking = Parking::open(&engine, &space, &recovered.catalog).map_err(spools)?;
         let inner = Arc::new(Inner {
             changing: std::array::from_fn(|_| Mutex::new(())),
             parking,
             memory: Memory::new(options.memory_cache_bytes),
-            writer: IndexWriter::start(recovered.index, recovered.journal)?,
+            writer: Writer::start(
+                engine.clone(),
+                recovered.catalog.clone(),
+                recovered.journal,
+                recovered.is_snapshot_due,
+            )?,
             catalog: recovered.catalog,
             engine,
             space,
@@ -129,6 +144,7 @@ impl Store {
         let store = Self { inner };
         store.report();
         tokio::spawn(evict::run(Arc::downgrade(&store.inner)));
+        tokio::spawn(watch(Arc::downgrade(&store.inner)));
         Ok(store)
     }
 
@@ -182,7 +198,7 @@ impl Store {
     /// Makes verified content visible, granted to the repository that it was fetched from. After this returns it survives
     /// a crash.
     pub async fn publish(&self, complete: Complete, repository: &Repository, proof: &Proof) -> Result<(), Error> {
-        content::publish(&self.inner, complete, Catalog::facts(repository, proof)).await?;
+        content::publish(&self.inner, complete, Fact::of_proof(repository, proof)).await?;
         self.report();
         Ok(())
     }
@@ -195,7 +211,7 @@ impl Store {
         repository: &Repository,
         proof: &Proof,
     ) -> Result<(), Error> {
-        let facts = Catalog::facts(repository, proof);
+        let facts = Fact::of_proof(repository, proof);
         content::put_document(&self.inner, verified, document.bytes, document.media_type, repository, facts).await?;
         self.report();
         Ok(())
@@ -209,7 +225,7 @@ impl Store {
     /// Takes out content that proved unreadable, so that it is fetched again.
     pub async fn forget(&self, digest: &Digest) {
         let (inner, digest) = (self.inner.clone(), *digest);
-        blocking(move || content::forget(&inner, &digest)).await;
+        blocking(move || content::forget(&inner, &[digest])).await;
         self.report();
     }
 
@@ -227,7 +243,7 @@ impl Store {
 
     /// Records that this repository may serve this content. Without the content it means nothing and is not kept.
     pub async fn grant(&self, repository: &Repository, digest: &Digest, proof: &Proof) {
-        content::learn(&self.inner, digest, Catalog::facts(repository, proof)).await;
+        content::learn(&self.inner, digest, Fact::of_proof(repository, proof)).await;
     }
 
     // === Tags ===
@@ -241,18 +257,21 @@ impl Store {
     pub async fn point_tag(&self, repository: &Repository, tag: &Tag, digest: &Digest) -> Moved {
         let (record, moved) = self.inner.catalog.point_tag(repository, tag, digest, Timestamp::now());
         let (repository, tag) = (repository.clone(), tag.clone());
-        let change = match moved {
-            Moved::Unchanged => Change::Checked(repository, tag, record),
-            Moved::New | Moved::From(_) => Change::Tag(repository, tag, Some(record)),
-        };
-        self.inner.writer.send(change).await;
+        match moved {
+            Moved::Unchanged => {
+                self.inner.writer.mention(Change::Checked(repository, tag, *digest, record.checked_at)).await;
+            }
+            Moved::New | Moved::From(_) => {
+                self.inner.writer.record(vec![Change::Tag(repository, tag, Some(record))]).await;
+            }
+        }
         moved
     }
 
     /// The upstream said that the tag is gone.
     pub async fn forget_tag(&self, repository: &Repository, tag: &Tag) {
         if self.inner.catalog.forget_tag(repository, tag) {
-            self.inner.writer.send(Change::Tag(repository.clone(), tag.clone(), None)).await;
+            self.inner.writer.record(vec![Change::Tag(repository.clone(), tag.clone(), None)]).await;
         }
     }
 
@@ -265,11 +284,9 @@ impl Store {
         Stats { stored_bytes, blobs, reserved_bytes, max_bytes }
     }
 
-    /// Writes what is still to be written to the index and closes it. Later changes are lost.
+    /// Writes what is still to be written, and ends. Later changes are lost.
     pub async fn close(&self) {
-        if self.inner.writer.close().await {
-            recover::mark_clean(&self.inner.engine);
-        }
+        self.inner.writer.close().await;
     }
 
     fn report(&self) {
@@ -281,6 +298,15 @@ impl Inner {
     fn changing(&self, digest: &Digest) -> MutexGuard<'_, ()> {
         let stripe = digest.as_bytes().first().map_or(0, |&byte| usize::from(byte) % CHANGE_STRIPES);
         self.changing[stripe].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Looks after the index, until the store is gone.
+async fn watch(store: Weak<Inner>) {
+    loop {
+        tokio::time::sleep(WATCH_EVERY).await;
+        let Some(inner) = store.upgrade() else { return };
+        blocking(move || inner.writer.watch()).await;
     }
 }
 

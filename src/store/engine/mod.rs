@@ -6,6 +6,6 @@ mod fs;
 mod layout;
 mod spools;
 
-pub(super) use self::fs::{FsEngine as Engine, SpoolFile};
+pub(super) use self::fs::{FsEngine as Engine, Listed, SpoolFile};
 pub(super) use self::layout::SpoolStem;
 pub(super) use self::spools::Parked;
