@@ -42,16 +42,16 @@
 //! What it must never know: HTTP, registries' endpoints, policies, status codes, configuration.
 
 mod catalog;
-#[cfg(test)]
-mod catalog_tests;
 mod change;
 mod clock;
+mod confirmed;
 mod content;
 mod engine;
 mod error;
 mod evict;
 mod health;
 mod index;
+mod indexer;
 mod inventory;
 mod journal;
 mod memory;
@@ -61,11 +61,15 @@ mod pins;
 mod purge;
 mod read;
 mod recover;
+mod rights;
 mod rot;
 mod scrub;
+mod snapshot;
 mod space;
 mod spool;
+mod table;
 mod tag;
+mod tags;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
@@ -77,6 +81,8 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
+use std::sync::Weak;
+use std::time::Duration;
 
 use crate::metrics::Metrics;
 use crate::oci::Digest;
@@ -91,11 +97,11 @@ use self::engine::Engine;
 use self::memory::Memory;
 use self::parking::Parking;
 use self::pins::Pins;
+use self::rights::Fact;
 use self::rot::Quarantine;
 use self::space::Space;
-use self::writer::IndexWriter;
+use self::writer::Writer;
 
-pub use self::catalog::{Grant, Moved, Past, Proof, Standing, TagRecord};
 pub use self::clock::Timestamp;
 pub use self::content::{Content, Document};
 pub use self::error::{BeginError, Error, OpenError};
@@ -105,12 +111,15 @@ pub use self::options::{Amount, Options};
 pub use self::pins::{Pin, PinError, PinMember, PinTarget};
 pub use self::purge::{Holder, Kept, PurgeTarget, Purged};
 pub use self::read::{ReadError, Reader};
+pub use self::rights::{Grant, Proof, Standing};
 pub use self::scrub::Scrub;
 pub use self::spool::{Complete, FinishError, Growing, Lane, Spool, Want, WriteError};
+pub use self::tags::{Moved, Past, TagRecord};
 pub use self::verify::{Problem, Rotten, Verification, VerifyError, VerifyOptions, VerifyStep, verify};
 
 /// Digests that share a lock for their changes.
 const CHANGE_STRIPES: usize = 64;
+const WATCH_EVERY: Duration = Duration::from_secs(10);
 
 /// The store. Cheap to clone.
 #[derive(Clone)]
@@ -122,13 +131,13 @@ struct Inner {
     engine: Engine,
     /// One digest's file and catalog entry change together. Taken on blocking threads only, before any other lock.
     changing: [Mutex<()>; CHANGE_STRIPES],
-    catalog: Catalog,
+    catalog: Arc<Catalog>,
     memory: Memory,
     parking: Parking,
     pins: Pins,
     quarantine: Quarantine,
     space: Arc<Space>,
-    writer: IndexWriter,
+    writer: Writer,
     metrics: Metrics,
 }
 
@@ -157,7 +166,7 @@ impl Store {
         let space = Arc::new(Space::new(options, &engine, metrics.clone())?);
         space.adopt(recovered.catalog.stored_bytes());
         let spools = |source| OpenError::Directory { path: options.path.clone(), source };
-        let parking = Parking::open(&engine, &space).map_err(spools)?;
+        let parking = Parking::open(&engine, &space, &recovered.catalog).map_err(spools)?;
         let pins = engine.pin_records().and_then(|records| Pins::open(records, &recovered.catalog)).map_err(spools)?;
         space.hold(pins.held_bytes());
         let inner = Arc::new(Inner {
@@ -166,7 +175,12 @@ impl Store {
             pins,
             quarantine: Quarantine::open(&engine, &space),
             memory: Memory::new(options.memory_cache_bytes),
-            writer: IndexWriter::start(recovered.index, recovered.journal)?,
+            writer: Writer::start(
+                engine.clone(),
+                recovered.catalog.clone(),
+                recovered.journal,
+                recovered.is_snapshot_due,
+            )?,
             catalog: recovered.catalog,
             engine,
             space,
@@ -176,6 +190,7 @@ impl Store {
         store.report();
         tokio::spawn(evict::run(Arc::downgrade(&store.inner)));
         tokio::spawn(health::watch(Arc::downgrade(&store.inner)));
+        tokio::spawn(watch(Arc::downgrade(&store.inner)));
         Ok(store)
     }
 
@@ -229,7 +244,7 @@ impl Store {
     /// Makes verified content visible, granted to the repository that it was fetched from. After this returns it survives
     /// a crash.
     pub async fn publish(&self, complete: Complete, repository: &Repository, proof: &Proof) -> Result<(), Error> {
-        content::publish(&self.inner, complete, Catalog::facts(repository, proof, Timestamp::now())).await?;
+        content::publish(&self.inner, complete, Fact::of_proof(repository, proof, Timestamp::now())).await?;
         self.report();
         Ok(())
     }
@@ -242,7 +257,7 @@ impl Store {
         repository: &Repository,
         proof: &Proof,
     ) -> Result<(), Error> {
-        let facts = Catalog::facts(repository, proof, Timestamp::now());
+        let facts = Fact::of_proof(repository, proof, Timestamp::now());
         content::put_document(&self.inner, verified, document.bytes, document.media_type, repository, facts).await?;
         self.report();
         Ok(())
@@ -257,7 +272,7 @@ impl Store {
     pub async fn forget(&self, digest: &Digest) -> bool {
         let (inner, digest) = (self.inner.clone(), *digest);
         let is_out = blocking(move || {
-            content::forget(&inner, &digest);
+            content::forget(&inner, &[digest]);
             inner.catalog.size_bytes(&digest).is_none()
         });
         let is_out = is_out.await;
@@ -285,7 +300,7 @@ impl Store {
     /// Takes back the right of this repository to content that is not public.
     pub async fn revoke(&self, repository: &Repository, digest: &Digest) {
         if self.inner.catalog.revoke(repository, digest) {
-            self.inner.writer.send(Change::Revoke(*digest, repository.clone())).await;
+            self.inner.writer.record(vec![Change::Revoke(*digest, repository.clone())]).await;
         }
     }
 
@@ -293,15 +308,16 @@ impl Store {
     pub async fn revoke_all(&self, repository: &Repository) -> usize {
         let (inner, of) = (self.inner.clone(), repository.clone());
         let revoked = blocking(move || inner.catalog.revoke_all(&of)).await;
-        for digest in &revoked {
-            self.inner.writer.send(Change::Revoke(*digest, repository.clone())).await;
+        let changes: Vec<Change> = revoked.iter().map(|digest| Change::Revoke(*digest, repository.clone())).collect();
+        if !changes.is_empty() {
+            self.inner.writer.record(changes).await;
         }
         revoked.len()
     }
 
     /// Records that this repository may serve this content. Without the content it means nothing and is not kept.
     pub async fn grant(&self, repository: &Repository, digest: &Digest, proof: &Proof) {
-        content::learn(&self.inner, digest, Catalog::facts(repository, proof, Timestamp::now())).await;
+        content::learn(&self.inner, digest, Fact::of_proof(repository, proof, Timestamp::now())).await;
     }
 
     // === Tags ===
@@ -320,11 +336,14 @@ impl Store {
     pub async fn point_tag(&self, repository: &Repository, tag: &Tag, digest: &Digest) -> Moved {
         let (record, moved) = self.inner.catalog.point_tag(repository, tag, digest, Timestamp::now());
         let (repository, tag) = (repository.clone(), tag.clone());
-        let change = match moved {
-            Moved::Unchanged => Change::Checked(repository, tag, record),
-            Moved::New | Moved::From(_) => Change::Tag(repository, tag, Some(record)),
-        };
-        self.inner.writer.send(change).await;
+        match moved {
+            Moved::Unchanged => {
+                self.inner.writer.mention(Change::Checked(repository, tag, *digest, record.checked_at)).await;
+            }
+            Moved::New | Moved::From(_) => {
+                self.inner.writer.record(vec![Change::Tag(repository, tag, Some(record))]).await;
+            }
+        }
         moved
     }
 
@@ -338,11 +357,11 @@ impl Store {
         });
         let Some(record) = changed else { return false };
         let (repository, tag) = (repository.clone(), tag.clone());
-        let change = match is_news {
-            true => Change::Tag(repository, tag, Some(record)),
-            false => Change::Checked(repository, tag, record),
-        };
-        self.inner.writer.send(change).await;
+        let change = Change::Tag(repository, tag, Some(record));
+        match is_news {
+            true => drop(self.inner.writer.record(vec![change]).await),
+            false => self.inner.writer.mention(change).await,
+        }
         is_news
     }
 
@@ -353,7 +372,7 @@ impl Store {
         }
         let changed = self.inner.catalog.change_tag(repository, tag, |record| record.gone(Timestamp::now()));
         if let Some(record) = changed {
-            self.inner.writer.send(Change::Tag(repository.clone(), tag.clone(), Some(record))).await;
+            self.inner.writer.record(vec![Change::Tag(repository.clone(), tag.clone(), Some(record))]).await;
         }
     }
 
@@ -413,11 +432,9 @@ impl Store {
         Stats { stored_bytes, blobs, reserved_bytes, max_bytes, pinned_bytes: self.inner.pins.held_bytes() }
     }
 
-    /// Writes what is still to be written to the index and closes it. Later changes are lost.
+    /// Writes what is still to be written, and ends. Later changes are lost.
     pub async fn close(&self) {
-        if self.inner.writer.close().await {
-            recover::mark_clean(&self.inner.engine);
-        }
+        self.inner.writer.close().await;
     }
 
     /// What is wrong with the disk, and when that changes. Content is passed through, not kept, until it recovers, which
@@ -444,6 +461,15 @@ impl Inner {
     fn changing(&self, digest: &Digest) -> MutexGuard<'_, ()> {
         let stripe = digest.as_bytes().first().map_or(0, |&byte| usize::from(byte) % CHANGE_STRIPES);
         self.changing[stripe].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Looks after the index, until the store is gone.
+async fn watch(store: Weak<Inner>) {
+    loop {
+        tokio::time::sleep(WATCH_EVERY).await;
+        let Some(inner) = store.upgrade() else { return };
+        blocking(move || inner.writer.watch()).await;
     }
 }
 

@@ -180,8 +180,12 @@ async fn a_damaged_index_is_set_aside() {
     }
     let store = reopened(directory.path()).await;
     assert!(store.content(&blob).await.unwrap().is_some());
-    let names = std::fs::read_dir(directory.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
-    assert!(names.into_iter().any(|name| name.starts_with("index.bad-")));
+    let is_aside = |entry: std::io::Result<std::fs::DirEntry>| {
+        entry.unwrap().file_name().to_string_lossy().starts_with("index.bad-")
+    };
+    while !std::fs::read_dir(directory.path()).unwrap().any(is_aside) {
+        tokio::task::yield_now().await;
+    }
 }
 
 #[tokio::test]
