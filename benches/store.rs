@@ -124,6 +124,13 @@ fn status(key: &str) -> u64 {
     line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) / 1024
 }
 
+/// What the process has used of the CPUs, in hundredths of a second: others may be at work on the machine.
+fn cpu_time() -> Duration {
+    let stat = read("/proc/self/stat");
+    let fields = stat.rsplit(") ").next().unwrap_or_default().split(' ').skip(11).take(2);
+    Duration::from_millis(fields.filter_map(|ticks| ticks.parse::<u64>().ok()).sum::<u64>() * 10)
+}
+
 #[expect(clippy::disallowed_methods, reason = "the bench reads its own memory")]
 fn read(path: &str) -> String {
     std::fs::read_to_string(path).unwrap_or_default()
@@ -174,8 +181,10 @@ async fn rebuild(path: &Path, blobs: u64) {
 }
 
 async fn start(path: &Path, _: u64) {
+    let before = cpu_time();
     let (store, took) = open(path, u64::MAX);
-    println!("start: {took:.3?}, {} blobs, {}", store.stats().blobs, memory());
+    let cpu_time = cpu_time() - before;
+    println!("start: {took:.3?} (at work {cpu_time:.2?}), {} blobs, {}", store.stats().blobs, memory());
     tokio::time::sleep(SETTLE).await;
     println!("  settled: {}, index files {} MiB", memory(), index_mib(path));
     store.close().await;
@@ -196,16 +205,16 @@ async fn kill(path: &Path, blobs: u64) {
 async fn work(path: &Path, blobs: u64) {
     let (store, _) = open(path, u64::MAX);
     tokio::time::sleep(SETTLE / 4).await;
-    let began = Instant::now();
-    for lookup in 0..LOOKUPS {
-        let index = lookup.wrapping_mul(0x9e37_79b9_7f4a_7c15) % blobs;
-        assert_eq!(store.standing(&repository(index), &digest(index)), Standing::Granted);
+    let indexes = (0..LOOKUPS).map(|lookup| lookup.wrapping_mul(0x9e37_79b9_7f4a_7c15) % blobs);
+    let asked: Vec<(Repository, Digest)> = indexes.map(|index| (repository(index), digest(index))).collect();
+    let mut took: Vec<Duration> = Vec::new();
+    for (repository, digest) in &asked {
+        let began = Instant::now();
+        assert_eq!(store.standing(repository, digest), Standing::Granted);
+        took.push(began.elapsed());
     }
-    let with_digest = began.elapsed();
-    let began = Instant::now();
-    (0..LOOKUPS).for_each(|index| drop(std::hint::black_box((digest(index), repository(index)))));
-    let lookup = with_digest.saturating_sub(began.elapsed());
-    println!("lookup: {} ns", lookup.as_nanos() / u128::from(LOOKUPS));
+    took.sort_unstable();
+    println!("lookup: p50 {:.0?}, p99 {:.0?}", took[took.len() / 2], took[took.len() / 100 * 99]);
     let began = Instant::now();
     let mut inserting = tokio::task::JoinSet::new();
     for worker in 0..16u64 {

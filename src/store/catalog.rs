@@ -107,6 +107,11 @@ impl Catalog {
         is_new
     }
 
+    /// Makes ready for so many digests that begin as this one does.
+    pub(super) fn reserve(&self, digest: &Digest, more: usize) {
+        table!(self, digest, reserve, more);
+    }
+
     /// Takes content out, with all that was known of it.
     pub(super) fn remove(&self, digest: &Digest) -> Option<Known> {
         let known = table!(self, digest, remove)?;

@@ -81,6 +81,7 @@ pub(super) fn begin(
     size_bytes: Option<u64>,
     owner: &Repository,
 ) -> Result<Spool, BeginError> {
+    inner.space.wait_until_within()?;
     if let Some((file, prefix_bytes, mut reservation)) = inner.parking.take(digest, owner)
         && size_bytes.is_none_or(|size_bytes| prefix_bytes <= size_bytes)
         && reservation.grow(size_bytes.unwrap_or(0).saturating_sub(prefix_bytes)).is_ok()

@@ -7,7 +7,7 @@ use super::blocking;
 use super::content;
 
 /// Most blobs that are chosen at once; the next ones are chosen when they are gone.
-const MAX_VICTIMS: usize = 4096;
+const MAX_VICTIMS: usize = 16 * 1024;
 
 /// Waits for pressure and evicts, until the store is gone.
 pub(super) async fn run(store: Weak<Inner>) {

@@ -4,22 +4,44 @@
 //! budget of bytes. The only place with a file system and sled in it.
 //!
 //! **Disk is the truth, the index is an index of it.** Content is a file `blobs/<algorithm>/<2 hex>/<hex>` with exactly the
-//! bytes of its digest. What is known about content (size, last use, rights, tags) lives in memory (`catalog`), is
-//! written behind to sled (`index`), and tags and grants also to a line journal (`journal`) that a rebuild can read.
-//! Nothing that a hit needs waits for sled or the journal: hits read the catalog, the memory tier and files only.
+//! bytes of its digest. What is known about it (length, last use, rights) and all tags live in memory (`catalog`): hits ask
+//! the catalog, the memory tier and files, and wait for nothing else. On disk it is written behind:
+//! - `journal`, a line for each change since the last snapshot, in their order (`journal`, `writer`);
+//! - `snapshot`, all of it at one moment, which a start reads as fast as the disk gives it (`snapshot`, `recover`);
+//! - `index`, sled's, a row for each bucket of content, kept in step by a thread of its own (`index`, `indexer`). It keeps uses
+//!   between snapshots, and it is the second source where a snapshot is damaged. Nobody waits for it, and any damage to it
+//!   costs a rebuild in the background and a line in the log.
 //!
-//! A start after a crash takes from the journal what the index had not written yet.
+//! **The order of writes.** A step begins when the one before is durable.
+//! - *Content comes*: the spool's bytes (fsync) → a second name for the same file, under `blobs/` (fsync of the directory) →
+//!   catalog: it is visible → its lines in the journal (one fsync for all that wait) → the spool's own name goes, and whoever
+//!   published is told. A crash before the second name leaves a spool, which a start keeps for a resume or removes. A crash
+//!   between it and the journal leaves a file with both names: the start takes the one under `blobs/` away again, so that
+//!   no byte is there that nobody counts, and the spool can be resumed.
+//! - *Content goes*: catalog: nobody finds it any more → its line in the journal (fsync) → the file goes → its room is free. A start
+//!   finishes what the journal says to be gone.
+//! - *A grant, or a tag that moves*: catalog → journal (fsync) → whoever said it is told. That a tag still points where it did is
+//!   written without a sync: a crash may forget it.
+//! - *A use*: catalog → the index, within a minute. It is in the snapshot too.
+//! - *A snapshot*, when the journal is long and at each stop: the journal is moved aside and a new one begun (fsync of the
+//!   directory) → the snapshot beside the old one (fsync) → in its place (rename, fsync of the directory) → everything on
+//!   the file system (syncfs), so that no file comes back that the old journal says is gone → the journal that is aside goes.
+//!   A start replays both journals over whichever snapshot there is: lines whose effect it has already change nothing once
+//!   all later ones are replayed as well.
 //!
-//! **One way in.** `begin` → [`Spool`] → lanes write, the in-order cursor hashes → [`Complete`] (carries `Verified`) →
-//! fsync of the file → rename → fsync of the directory → catalog → index. A crash between any two steps leaves either a
-//! spool, which the next start resumes or removes, or a whole blob, which a rebuild finds.
+//! **A start** reads the snapshot and the journals, neither sled nor the directories. A snapshot or a journal that is damaged is
+//! made good from what else there is: the files under `blobs/` say what content there is, the index what was known of it.
+//!
+//! **One way in.** `begin` → [`Spool`] → lanes write, the in-order cursor hashes → [`Complete`] (carries `Verified`) → publish.
 //!
 //! **A spool is a sparse file with a set of present extents and one in-order hash cursor.** Writers may come in any order
 //! and at any place; readers wait for the bytes they need next. A reader of the whole gets its last byte only after the
 //! verdict; a reader of a part may be done before it, because its client verifies what it puts together.
 //!
-//! **Room** is reserved before a download starts and converted when it is published. Above the budget the least recently
-//! used content goes, in the background, files unlinked off every lock; open files stay readable.
+//! **Room** is reserved before a download starts and converted when it is published. Above the budget (or below the room that is
+//! to stay free) the least recently used content goes, in the background, down to the low watermark, files unlinked off every
+//! lock; open files stay readable. While more is stored than the budget allows, new downloads wait a moment for eviction, and
+//! then pass through.
 //!
 //! **A pin** (`pins`) lists digests, here or not; it is a file of its own, synced before anybody is told that it holds. What
 //! is pinned is never chosen to give way and does not count as room that can be made; a pin that would not fit beside the

@@ -31,6 +31,7 @@ pub(super) struct Recovered {
 
 pub(super) fn open(engine: &Engine) -> Result<Recovered, OpenError> {
     let catalog = Arc::new(Catalog::new());
+    snapshot::sweep(&engine.snapshot_path());
     let loaded = snapshot::load(&engine.snapshot_path(), &catalog).unwrap_or_else(|error| {
         tracing::error!(%error, "the snapshot cannot be read");
         Loaded::Damaged

@@ -131,6 +131,11 @@ fn checksum(kind: u8, payload: &[u8]) -> u32 {
 
 // === Reading ===
 
+/// Removes what is left of a snapshot that was not finished.
+pub(super) fn sweep(path: &Path) {
+    let _ = std::fs::remove_file(path.with_extension("new"));
+}
+
 /// Tells the catalog what a snapshot says.
 pub(super) fn load(path: &Path, catalog: &Catalog) -> io::Result<Loaded> {
     let file = match File::open(path) {
@@ -211,10 +216,17 @@ impl Reading<'_> {
     }
 
     fn rows<const N: usize>(&mut self, payload: &[u8], digest: fn([u8; N]) -> Digest) -> bool {
-        let rows = payload.chunks_exact(N + 20);
-        let mut is_whole = rows.remainder().is_empty();
-        for row in rows {
-            is_whole &= self.row(row, digest).is_some();
+        if !payload.len().is_multiple_of(N + 20) {
+            return false;
+        }
+        let (rows, mut is_whole): (Vec<&[u8]>, _) = (payload.chunks_exact(N + 20).collect(), true);
+        for alike in rows.chunk_by(|row, next| row[0] == next[0] && row[1] >> 4 == next[1] >> 4) {
+            if let Some(first) = alike[0].first_chunk() {
+                self.catalog.reserve(&digest(*first), alike.len());
+            }
+            for row in alike {
+                is_whole &= self.row(row, digest).is_some();
+            }
         }
         is_whole
     }

@@ -94,6 +94,11 @@ impl<const N: usize> Table<N> {
         true
     }
 
+    /// Makes ready for so many that begin as this one does.
+    pub(super) fn reserve(&self, digest: &[u8; N], more: usize) {
+        self.write(shard_of(digest)).reserve_exact(more + more / GROWTH + 1);
+    }
+
     pub(super) fn remove(&self, digest: &[u8; N]) -> Option<Known> {
         let mut shard = self.write(shard_of(digest));
         let at = find(&shard, digest).ok()?;
@@ -135,6 +140,10 @@ fn shard_of(digest: &[u8]) -> usize {
 
 /// Where a digest is, or would be: looked for around where its bits say, then wherever it can be.
 fn find<const N: usize>(shard: &[Slot<N>], digest: &[u8; N]) -> Result<usize, usize> {
+    // A snapshot is read in order.
+    if shard.last().is_none_or(|last| last.digest < *digest) {
+        return Err(shard.len());
+    }
     let rest = u32::from_be_bytes([digest[1], digest[2], digest[3], digest[4]]) << (SHARD_BITS - u8::BITS);
     let guess = (shard.len() as u64 * u64::from(rest)) >> u32::BITS;
     let guess = usize::try_from(guess).unwrap_or(0);

@@ -30,8 +30,8 @@ use super::snapshot;
 const QUEUE_LENGTH: usize = 16 * 1024;
 /// Most messages that share a sync.
 const MAX_BATCH: usize = 1024;
-/// A snapshot is made when the journal is that long: so much a start has to replay at most, or little more.
-const SNAPSHOT_AFTER_BYTES: u64 = 16 * 1024 * 1024;
+/// A snapshot is made when the journal is that long: so much a start has to replay at most, or little more. Tests see many.
+const SNAPSHOT_AFTER_BYTES: u64 = if cfg!(debug_assertions) { 32 * 1024 } else { 16 * 1024 * 1024 };
 /// A stop waits that long for what is still to be written.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Nobody waits longer for a disk that does not answer: what is known counts, with or without it.

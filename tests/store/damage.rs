@@ -189,7 +189,7 @@ async fn template() -> (TempDir, PathBuf, PathBuf) {
 async fn a_damaged_index_harms_nobody() {
     let (home, data, older) = template().await;
     let mut random = Random(4);
-    for round in 0..rounds(ROUNDS, 10) {
+    for round in 0..rounds(ROUNDS, 8) {
         let (kind, damaged) = (KINDS[round as usize % KINDS.len()], home.path().join(round.to_string()));
         copy(&data, &damaged);
         damage(&damaged, &older, kind, &mut random);
@@ -202,7 +202,7 @@ async fn a_damaged_index_harms_nobody() {
 async fn a_damaged_snapshot_harms_nobody_while_there_is_an_index() {
     let (home, data, _) = template().await;
     let mut random = Random(5);
-    for round in 0..rounds(ROUNDS, 6) {
+    for round in 0..rounds(ROUNDS, 3) {
         let damaged = home.path().join(round.to_string());
         copy(&data, &damaged);
         let snapshot = damaged.join("snapshot");

@@ -19,7 +19,7 @@ const MAX_LIFE_MS: u64 = 400;
 #[tokio::test]
 async fn nothing_is_lost_and_nothing_lies_around() {
     let (directory, mut model, mut random) = (TempDir::new().unwrap(), Model::default(), Random(1));
-    for round in 0..rounds(ROUNDS, 8) {
+    for round in 0..rounds(ROUNDS, 6) {
         let worker = Worker::start(directory.path(), round, u64::MAX);
         std::thread::sleep(Duration::from_millis(random.below(MAX_LIFE_MS)));
         worker.kill().iter().for_each(|line| model.hear(line));
@@ -37,7 +37,7 @@ async fn nothing_is_lost_and_nothing_lies_around() {
 async fn nothing_lies_around_when_room_is_short() {
     const MAX_BYTES: u64 = 1_500_000;
     let (directory, mut random) = (TempDir::new().unwrap(), Random(2));
-    for round in 0..rounds(ROUNDS, 5) {
+    for round in 0..rounds(ROUNDS, 4) {
         let worker = Worker::start(directory.path(), 1_000_000 + round, MAX_BYTES);
         std::thread::sleep(Duration::from_millis(random.below(MAX_LIFE_MS)));
         worker.kill();

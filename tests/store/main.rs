@@ -12,6 +12,7 @@ mod damage;
 mod kill;
 mod model;
 mod power;
+mod random;
 mod worker;
 
 /// How many rounds a test runs: what the environment says, or a few.

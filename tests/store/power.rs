@@ -90,7 +90,7 @@ async fn cut_power_on(disks: &str, kind: &str) {
     let (mut model, mut random) = (Model::default(), Random(3));
     // Until it is at work.
     while worker.said().is_empty() {}
-    for _ in 0..rounds(ROUNDS, 4) {
+    for _ in 0..rounds(ROUNDS, 2) {
         std::thread::sleep(Duration::from_millis(random.below(MAX_PAUSE_MS)));
         worker.said().iter().for_each(|line| model.hear(line));
         must("cp", &["--reflink=always", &image, &copy]);
