@@ -28,6 +28,8 @@ use crate::config::Log;
 use crate::config::RegistryConfig;
 use crate::config::Server;
 use crate::config::SizeOrPercent;
+use crate::config::TlsFiles;
+use crate::config::TlsPem;
 use crate::metrics::Metrics;
 use crate::oci::Registry;
 use crate::pull;
@@ -41,6 +43,7 @@ use crate::registry::RoutingTable;
 use crate::registry::Service;
 use crate::serve;
 use crate::serve::Listeners;
+use crate::serve::Tls;
 use crate::store;
 use crate::store::Amount;
 use crate::store::Store;
@@ -53,10 +56,18 @@ use crate::upstream::Upstream;
 /// Longest wait for the downloads in progress to stop, and for the store to close after that: each keeps what it has
 /// when it is cut short.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often the files of certificates are looked at.
+const CERTIFICATES_EVERY: Duration = Duration::from_secs(5);
 
 /// Finds what the layers would refuse, without binding, opening or asking anything.
 pub fn check(config: &Config) -> Result<(), config::Error> {
+    certificates(config)?;
     build(config, &Metrics::disabled()).map(|_| ())
+}
+
+/// The certificates in use, when there are any, and where they come from.
+fn certificates(config: &Config) -> Result<Option<Certificates>, config::Error> {
+    config.server.tls.as_ref().map(Certificates::load).transpose()
 }
 
 /// What is made of the configuration alone.
@@ -88,8 +99,13 @@ pub async fn run(
         let registry = &known.registry;
         tracing::warn!(%registry, "--upstream names another origin: the configured credentials are not used");
     }
+    if config.upstream.offline {
+        tracing::warn!("switched offline by the configuration: no registry is asked");
+    }
     // Ports before data: a second forebay should say that its port is in use before it touches anything.
-    let listeners = Listeners::bind(&serve_options(&config)).await?;
+    let certificates = certificates(&config)?;
+    let tls = certificates.as_ref().map(|certificates| certificates.tls.clone());
+    let listeners = Listeners::bind(&serve_options(&config, tls)).await?;
     if config.admin.token.is_none() && !config.admin.listen.ip().is_loopback() {
         let address = config.admin.listen;
         tracing::warn!(%address, "other machines reach the admin port: its API is closed until admin.token is set");
@@ -135,6 +151,9 @@ pub async fn run(
             tracing::info!("stopping: answers in flight may finish");
         }
     });
+    if let Some(certificates) = certificates {
+        tokio::spawn(stop.clone().run_until_cancelled_owned(certificates.watch()));
+    }
     let handler = move |request| {
         let service = service.clone();
         async move { service.handle(request).await }
@@ -266,6 +285,7 @@ fn needs_restart(now: &Config, then: &Config) -> Vec<String> {
         ("server.listen", now.server.listen != then.server.listen),
         ("server.shutdown_grace", now.server.shutdown_grace != then.server.shutdown_grace),
         ("server.max_connections", now.server.max_connections != then.server.max_connections),
+        ("server.tls", now.server.tls != then.server.tls),
         ("server.header_timeout", now.server.header_timeout != then.server.header_timeout),
         ("admin", now.admin != then.admin),
         ("storage", now.storage != then.storage),
@@ -273,6 +293,60 @@ fn needs_restart(now: &Config, then: &Config) -> Vec<String> {
         ("telemetry", now.telemetry != then.telemetry),
     ];
     rows.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key.to_owned()).collect()
+}
+
+// === Certificates ===
+
+/// The certificates of the registry port, and the files that they are in.
+struct Certificates {
+    files: TlsFiles,
+    pem: TlsPem,
+    tls: Tls,
+}
+
+impl Certificates {
+    fn load(files: &TlsFiles) -> Result<Self, config::Error> {
+        let refused = |problem: String| config::Error::Refused { key: "server.tls".to_owned(), problem };
+        let pem = files.read().map_err(refused)?;
+        let tls = Tls::new(&serve_pem(&pem)).map_err(|error| refused(error.to_string()))?;
+        Ok(Self { files: files.clone(), pem, tls })
+    }
+
+    /// Takes up changes of the files, for ever. Looks into them instead of being told: that also works where they are
+    /// links that change, as in a cluster, and for a file that another machine writes.
+    async fn watch(mut self) {
+        let mut refused = None;
+        loop {
+            tokio::time::sleep(CERTIFICATES_EVERY).await;
+            let files = self.files.clone();
+            let Ok(read) = tokio::task::spawn_blocking(move || files.read()).await else { continue };
+            if read.as_ref() == Ok(&self.pem) {
+                refused = None;
+                continue;
+            }
+            let taken = read.and_then(|pem| match self.tls.replace(&serve_pem(&pem)) {
+                Ok(()) => Ok(pem),
+                Err(error) => Err(error.to_string()),
+            });
+            match taken {
+                Ok(pem) => {
+                    tracing::info!(cert = %self.files.cert.display(), "new certificates are in use");
+                    (self.pem, refused) = (pem, None);
+                }
+                // Certificate and key are written one after the other: half of a change is nothing to shout about.
+                Err(problem) if refused.as_ref() == Some(&problem) => {}
+                Err(problem) => {
+                    tracing::warn!(problem, "the certificates have changed and cannot be used; the old ones stay");
+                    refused = Some(problem);
+                }
+            }
+        }
+    }
+}
+
+fn serve_pem(pem: &TlsPem) -> serve::Pem {
+    let TlsPem { cert, key, client_ca } = pem.clone();
+    serve::Pem { cert, key, client_ca }
 }
 
 // === Refusals ===
@@ -309,12 +383,13 @@ fn upstream_refused(config: &Config, error: &SetupError) -> config::Error {
 
 // === Options ===
 
-fn serve_options(config: &Config) -> serve::Options {
+fn serve_options(config: &Config, tls: Option<Tls>) -> serve::Options {
     serve::Options {
         listen: config.server.listen.clone(),
         max_connections: config.server.max_connections,
         header_timeout: config.server.header_timeout,
         shutdown_grace: config.server.shutdown_grace,
+        tls,
     }
 }
 
@@ -476,7 +551,7 @@ mod tests {
         let seconds = Duration::from_secs;
         let own = upstream.registries.iter().find(|known| known.registry.as_str() == "a.io").unwrap();
         assert_eq!((own.connect_timeout, own.read_timeout), (seconds(3), seconds(7)));
-        let serve = serve_options(&config);
+        let serve = serve_options(&config, None);
         assert_eq!((serve.shutdown_grace, serve.header_timeout), (seconds(11), seconds(13)));
     }
 

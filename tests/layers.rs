@@ -8,11 +8,12 @@ use std::path::PathBuf;
 const LAYERS: &[(&str, &[&str])] = &[
     ("oci", &[]),
     ("metrics", &[]),
-    ("store", &["oci", "metrics"]),
+    ("piece", &[]),
+    ("store", &["oci", "metrics", "piece"]),
     ("upstream", &["oci", "metrics"]),
-    ("pull", &["oci", "metrics", "store", "upstream"]),
-    ("registry", &["oci", "metrics", "pull"]),
-    ("serve", &[]),
+    ("pull", &["oci", "metrics", "piece", "store", "upstream"]),
+    ("registry", &["oci", "metrics", "piece", "pull"]),
+    ("serve", &["piece"]),
     ("admin", &["metrics", "oci", "pull", "store", "telemetry"]),
     ("telemetry", &[]),
     ("config", &["oci", "telemetry"]),
@@ -25,9 +26,9 @@ const LAYERS: &[(&str, &[&str])] = &[
 /// Text → layers that it may stand in.
 const OWNED: &[(&str, &[&str])] = &[
     ("sled::", &["store"]),
-    ("std::fs", &["cli", "config", "store"]),
+    ("std::fs", &["cli", "config", "piece", "store"]),
     ("tokio::fs", &[]),
-    ("rustix::fs", &["store"]),
+    ("rustix::fs", &["store", "piece", "serve"]),
     ("reqwest::", &["cli", "upstream", "telemetry"]),
     ("hyper::", &["registry", "serve", "admin"]),
     ("http::", &["upstream", "registry", "serve", "admin", "telemetry"]),

@@ -212,7 +212,7 @@ fn stats(status: &Status, fills: &[Fill]) -> String {
             fill.size_bytes.map_or_else(|| fill.stage.clone(), |size| text::percent(fill.present_bytes, size)),
             fill.size_bytes.map_or_else(|| "?".to_owned(), text::size),
             fill.readers.to_string(),
-            text::span(fill.running_seconds.max(0.0).round() as u64),
+            text::span(std::time::Duration::try_from_secs_f64(fill.running_seconds).unwrap_or_default().as_secs()),
         ]
     };
     out + "\n" + &text::table(&columns, fills.iter().map(row))

@@ -7,6 +7,7 @@
 //! Must never hold anything that runs, and never print a secret.
 
 mod bandwidth;
+mod certificates;
 mod credentials;
 mod error;
 mod parse;
@@ -20,6 +21,7 @@ mod show;
 mod tests;
 
 pub use self::bandwidth::{Bandwidth, Rate, Window};
+pub use self::certificates::{TlsFiles, TlsPem};
 pub use self::credentials::{CredentialKeys, Credentials};
 pub use self::error::{Error, Origin};
 pub use self::quantity::{InvalidQuantity, Size, SizeOrPercent, format_duration, parse_duration};
@@ -76,6 +78,8 @@ pub struct Server {
     pub max_connections: usize,
     /// Longest wait for a request head, also between two requests of a connection; not zero.
     pub header_timeout: Duration,
+    /// The certificates, when all of `listen` speaks TLS.
+    pub tls: Option<TlsFiles>,
 }
 
 /// `[admin]`.
@@ -157,6 +161,7 @@ impl Default for Config {
                 shutdown_grace: Duration::from_secs(30),
                 max_connections: 4096,
                 header_timeout: Duration::from_secs(20),
+                tls: None,
             },
             admin: Admin { listen: SocketAddr::from(([127, 0, 0, 1], 5001)), token: None, token_file: None },
             storage: Storage {
@@ -269,7 +274,9 @@ impl Server {
         section
             .text("shutdown_grace", &mut self.shutdown_grace, |text| parse_duration(text).map_err(|e| e.to_string()))?;
         section.number("max_connections", &mut self.max_connections, parse::connections)?;
-        section.text("header_timeout", &mut self.header_timeout, parse::timeout)
+        section.text("header_timeout", &mut self.header_timeout, parse::timeout)?;
+        self.tls = certificates::read(section)?;
+        Ok(())
     }
 }
 

@@ -20,6 +20,9 @@ pub(super) fn to_toml(config: &Config) -> String {
     out.duration("shutdown_grace", config.server.shutdown_grace);
     out.raw("max_connections", config.server.max_connections);
     out.duration("header_timeout", config.server.header_timeout);
+    if let Some(files) = &config.server.tls {
+        out.raw("tls", files.to_toml());
+    }
     out.table("[admin]");
     out.text("listen", config.admin.listen);
     match (&config.admin.token, &config.admin.token_file) {

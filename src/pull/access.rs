@@ -113,7 +113,7 @@ async fn granted(
         return Ok(Admission::Offline);
     }
     let may_wait_forever = freshness == Freshness::Unusable;
-    if !may_wait_forever && let Some(advice) = inner.troubles.advice(&repository.registry) {
+    if !may_wait_forever && let Some(advice) = inner.troubles.advice(&repository.registry, &(repository, digest)) {
         if advice.is_turn {
             drop(ask(inner, repository, digest, kind));
         }

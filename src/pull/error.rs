@@ -108,6 +108,24 @@ impl Error {
         }
     }
 
+    /// In one word, for `Cache-Status` and logs.
+    pub fn detail(&self) -> &'static str {
+        match self {
+            Self::UnknownRegistry => "unknown-registry",
+            Self::ManifestUnknown { .. } | Self::BlobUnknown | Self::NameUnknown => "not-found",
+            Self::ReferrersUnsupported => "unsupported",
+            Self::NotAllowed => "not-allowed",
+            Self::Offline => "offline",
+            Self::Denied { .. } => "denied",
+            Self::RateLimited { .. } => StaleReason::RateLimited.as_str(),
+            Self::UpstreamUnavailable { .. } => StaleReason::UpstreamError.as_str(),
+            Self::UpstreamUnreachable { .. } => StaleReason::Unreachable.as_str(),
+            Self::UpstreamTimedOut { .. } => StaleReason::TimedOut.as_str(),
+            Self::UpstreamWrong { .. } => "wrong-answer",
+            Self::Internal { .. } => "internal",
+        }
+    }
+
     /// A flight ended without a word.
     pub(super) fn abandoned() -> Self {
         Self::Internal { reason: "the request was given up; try again".to_owned() }

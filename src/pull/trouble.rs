@@ -1,6 +1,9 @@
 //! Registries that cannot answer: what is known of them goes out stale at once, and somebody asks again in the background.
 
 use std::collections::HashMap;
+use std::hash::BuildHasher as _;
+use std::hash::Hash;
+use std::hash::RandomState;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
@@ -17,12 +20,17 @@ const PAUSE: Duration = Duration::from_secs(10);
 
 /// By registry; only configured ones get here, so it is bounded.
 #[derive(Debug, Default)]
-pub(super) struct Troubles(Mutex<HashMap<Registry, Trouble>>);
+pub(super) struct Troubles {
+    hasher: RandomState,
+    troubles: Mutex<HashMap<Registry, Trouble>>,
+}
 
 #[derive(Clone, Copy, Debug)]
 struct Trouble {
     reason: StaleReason,
     ask_at: Instant,
+    /// What was asked about last.
+    last: Option<u64>,
 }
 
 /// What a registry's trouble means for a request that has something known.
@@ -35,13 +43,16 @@ pub(super) struct Advice {
 }
 
 impl Troubles {
-    /// `None` while the registry answers.
-    pub(super) fn advice(&self, registry: &Registry) -> Option<Advice> {
+    /// `None` while the registry answers. What was asked about last waits for twice as long: it may be what fails, and not
+    /// the registry.
+    pub(super) fn advice(&self, registry: &Registry, about: &impl Hash) -> Option<Advice> {
+        let about = self.hasher.hash_one(about);
         let mut troubles = self.lock();
         let trouble = troubles.get_mut(registry)?;
-        let is_turn = Instant::now() >= trouble.ask_at;
+        let pause = if trouble.last == Some(about) { PAUSE } else { Duration::ZERO };
+        let is_turn = Instant::now() >= trouble.ask_at + pause;
         if is_turn {
-            trouble.ask_at = Instant::now() + PAUSE;
+            (trouble.ask_at, trouble.last) = (Instant::now() + PAUSE, Some(about));
         }
         Some(Advice { reason: trouble.reason, is_turn })
     }
@@ -53,8 +64,9 @@ impl Troubles {
 
     /// It could not answer.
     pub(super) fn note(&self, registry: &Registry, reason: StaleReason) {
-        let trouble = Trouble { reason, ask_at: Instant::now() + PAUSE };
-        self.lock().insert(registry.clone(), trouble);
+        let mut troubles = self.lock();
+        let last = troubles.get(registry).and_then(|trouble| trouble.last);
+        troubles.insert(registry.clone(), Trouble { reason, ask_at: Instant::now() + PAUSE, last });
     }
 
     /// It answered.
@@ -64,7 +76,7 @@ impl Troubles {
 
     /// Held for moments, never across an await.
     fn lock(&self) -> MutexGuard<'_, HashMap<Registry, Trouble>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.troubles.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -76,16 +88,22 @@ mod tests {
     async fn one_asks_again_after_each_pause_until_an_answer_comes() {
         let (troubles, registry): (_, Registry) = (Troubles::default(), "a.io".parse().unwrap());
         let turn = |is_turn| Some(Advice { reason: StaleReason::TimedOut, is_turn });
-        assert_eq!(troubles.advice(&registry), None);
+        assert_eq!(troubles.advice(&registry, &1), None);
         troubles.note(&registry, StaleReason::TimedOut);
-        assert_eq!(troubles.advice(&"b.io".parse().unwrap()), None, "each registry for itself");
-        assert_eq!(troubles.advice(&registry), turn(false));
+        assert_eq!(troubles.advice(&"b.io".parse().unwrap(), &1), None, "each registry for itself");
+        assert_eq!(troubles.advice(&registry, &1), turn(false));
         tokio::time::advance(PAUSE).await;
-        assert_eq!(troubles.advice(&registry), turn(true));
-        assert_eq!(troubles.advice(&registry), turn(false), "one is enough");
+        assert_eq!(troubles.advice(&registry, &1), turn(true));
+        assert_eq!(troubles.advice(&registry, &1), turn(false), "one is enough");
+        tokio::time::advance(PAUSE).await;
+        assert_eq!(troubles.advice(&registry, &1), turn(false), "others first");
+        assert_eq!(troubles.advice(&registry, &2), turn(true));
+        troubles.note(&registry, StaleReason::TimedOut);
+        tokio::time::advance(PAUSE).await;
+        assert_eq!(troubles.advice(&registry, &2), turn(false));
         tokio::time::advance(PAUSE * 100).await;
-        assert_eq!(troubles.advice(&registry), turn(true), "it does not heal by itself");
+        assert_eq!(troubles.advice(&registry, &1), turn(true), "it does not heal by itself");
         troubles.clear(&registry);
-        assert_eq!(troubles.advice(&registry), None);
+        assert_eq!(troubles.advice(&registry, &1), None);
     }
 }

@@ -29,6 +29,8 @@ pub(super) struct Failure {
     pub(super) close: bool,
     /// How its lookup came out, where there was one.
     pub(super) lookup: Lookup,
+    /// Why, in one word, where the layers below said no.
+    pub(super) detail: Option<&'static str>,
 }
 
 /// Who said no.
@@ -44,7 +46,7 @@ pub(super) enum Lookup {
 
 impl Failure {
     fn local(status: StatusCode, code: &'static str, message: String) -> Self {
-        Self { status, code, message, retry_after: None, close: false, lookup: Lookup::None }
+        Self { status, code, message, retry_after: None, close: false, lookup: Lookup::None, detail: None }
     }
 
     /// The request's own form could be read in two ways by two parties.
@@ -125,7 +127,8 @@ impl Failure {
             Error::NotAllowed | Error::Offline => Lookup::None,
             _ => Lookup::Upstream,
         };
-        Self { retry_after: retry_after(error), lookup, ..Self::local(status, code, message) }
+        let detail = Some(error.detail());
+        Self { retry_after: retry_after(error), lookup, detail, ..Self::local(status, code, message) }
     }
 
     /// The body of the distribution specification, "Error codes".

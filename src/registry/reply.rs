@@ -24,6 +24,8 @@ const NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
+/// As many as an answer has, so that their table is made once.
+const MAX_HEADERS: usize = 16;
 /// What a digest names never changes.
 const FOREVER: HeaderValue = HeaderValue::from_static("max-age=31536000");
 
@@ -32,6 +34,8 @@ const FOREVER: HeaderValue = HeaderValue::from_static("max-age=31536000");
 pub(super) struct Provenance {
     pub(super) label: &'static str,
     pub(super) source: Source,
+    /// Why, in one word, where there is more to say than the label.
+    pub(super) detail: Option<&'static str>,
     cache_status: HeaderValue,
     warning: Option<HeaderValue>,
 }
@@ -42,13 +46,14 @@ impl Provenance {
         Self {
             label: "bypass",
             source: Source::Local,
+            detail: None,
             cache_status: HeaderValue::from_static("forebay; fwd=bypass"),
             warning: None,
         }
     }
 
     fn of(outcome: &Outcome) -> Self {
-        let mut warning = None;
+        let (mut warning, mut detail) = (None, None);
         let cache_status = match outcome {
             Outcome::Hit => HeaderValue::from_static("forebay; hit"),
             Outcome::Revalidated => HeaderValue::from_static("forebay; hit; detail=revalidated"),
@@ -64,21 +69,26 @@ impl Provenance {
             }
             Outcome::Stale { reason } => {
                 let reason = reason.as_str();
+                detail = Some(reason);
                 warning = Some(ascii(format!("299 - \"stale: the registry could not be asked ({reason})\"")));
                 ascii(format!("forebay; fwd=stale; detail={reason}"))
             }
         };
-        Self { label: outcome.as_str(), source: outcome.source(), cache_status, warning }
+        Self { label: outcome.as_str(), source: outcome.source(), detail, cache_status, warning }
     }
 
     fn of_failure(failure: &Failure) -> Self {
-        match failure.lookup {
-            Lookup::None => return Self::local(),
-            Lookup::Remembered => return Self::of(&Outcome::Negative),
-            Lookup::Upstream => {}
-        }
-        let label = if failure.status == StatusCode::NOT_FOUND { "unknown" } else { "error" };
-        Self { label, cache_status: HeaderValue::from_static("forebay; fwd=miss"), ..Self::local() }
+        let (label, forward) = match failure.lookup {
+            Lookup::None => ("bypass", "bypass"),
+            Lookup::Remembered => return Self { detail: failure.detail, ..Self::of(&Outcome::Negative) },
+            Lookup::Upstream if failure.status == StatusCode::NOT_FOUND => ("unknown", "miss"),
+            Lookup::Upstream => ("error", "miss"),
+        };
+        let cache_status = match failure.detail {
+            Some(detail) => ascii(format!("forebay; fwd={forward}; detail={detail}")),
+            None => ascii(format!("forebay; fwd={forward}")),
+        };
+        Self { label, detail: failure.detail, cache_status, ..Self::local() }
     }
 }
 
@@ -93,7 +103,7 @@ pub(super) struct Reply {
 
 impl Reply {
     fn new(status: StatusCode, content: Content, provenance: Provenance) -> Self {
-        Self { status, headers: HeaderMap::new(), content, provenance }
+        Self { status, headers: HeaderMap::with_capacity(MAX_HEADERS), content, provenance }
     }
 
     fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
@@ -103,7 +113,9 @@ impl Reply {
 
     /// The headers by which clients check content.
     fn identified(self, digest: &Digest) -> Self {
-        self.with(CONTENT_DIGEST, ascii(digest.to_string())).with(ETAG, ascii(format!("\"{digest}\"")))
+        let quoted = Bytes::from(format!("\"{digest}\""));
+        let bare = quoted.slice(1..quoted.len() - 1);
+        self.with(CONTENT_DIGEST, ascii(bare)).with(ETAG, ascii(quoted))
     }
 
     /// `GET /v2/`.
@@ -216,9 +228,9 @@ impl Reply {
         headers.insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
         headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         headers.insert(CACHE_STATUS, self.provenance.cache_status.clone());
-        headers.insert(REQUEST_ID, ascii(exchange.request_id().to_owned()));
+        headers.insert(REQUEST_ID, exchange.request_id().clone());
         if let Some(target) = exchange.target() {
-            headers.insert(NAMESPACE, ascii(target.registry.to_string()));
+            headers.insert(NAMESPACE, ascii(Bytes::copy_from_slice(target.registry.as_str().as_bytes())));
         }
         if let Some(warning) = self.provenance.warning.take() {
             headers.insert(WARNING, warning);
@@ -236,8 +248,8 @@ fn whole_seconds(wait: Duration) -> u64 {
     wait.as_secs() + u64::from(wait.subsec_nanos() > 0)
 }
 
-fn ascii(text: String) -> HeaderValue {
-    HeaderValue::try_from(text)
+fn ascii(text: impl Into<Bytes>) -> HeaderValue {
+    HeaderValue::from_maybe_shared(text.into())
         .expect("registries, digests, media types and links are printable ASCII by their grammar")
 }
 

@@ -281,7 +281,7 @@ async fn a_purged_image_frees_what_nothing_else_holds() {
     let mut reader = reading.read(None);
     let mut read = 0;
     while let Some(bytes) = reader.next().await {
-        read += bytes.unwrap().len();
+        read += bytes.unwrap().size_bytes();
     }
     assert_eq!(read, BLOB_BYTES, "open readers stay");
     drop((reader, reading));

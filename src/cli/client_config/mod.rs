@@ -201,7 +201,8 @@ fn own_address(config: &Config) -> anyhow::Result<Url> {
     let address = address.filter(|address| !address.ip().is_unspecified() && address.port() != 0);
     let address = address
         .ok_or_else(|| wrong("proxy", "the proxy listens on every address; say by which one engines reach it"))?;
-    Ok(Url::parse(&format!("http://{address}"))?)
+    let scheme = if config.server.tls.is_some() { "https" } else { "http" };
+    Ok(Url::parse(&format!("{scheme}://{address}"))?)
 }
 
 impl Setup {

@@ -4,6 +4,8 @@
 //! Promises that a failing collector costs neither a request nor the end of the process more than `SHUTDOWN_LIMIT`.
 //! Must never know what is logged or counted.
 
+mod line;
+
 use bytes::Bytes;
 use http::{Request, Response};
 use opentelemetry::metrics::{Meter, MeterProvider};
@@ -15,6 +17,7 @@ use opentelemetry_otlp::{
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkError;
 use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
+use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use prometheus::TextEncoder;
 use std::fmt;
@@ -172,6 +175,10 @@ impl Telemetry {
         let telemetry = Self::without_log(options, runtime)?;
         let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
         telemetry.log(options, std::io::stderr, colours)?.try_init()?;
+        if telemetry.spans.is_some() {
+            // Spans of ours go between those of who asks and of who is asked (W3C trace context).
+            opentelemetry::global::set_text_map_propagator(TraceContextPropagator::new());
+        }
         Ok(telemetry)
     }
 
@@ -256,7 +263,8 @@ impl Telemetry {
         // which is what has failed.
         let lines = tracing_subscriber::fmt::layer().with_writer(writer).log_internal_errors(false);
         let lines = match options.log_format {
-            Format::Text => lines.with_ansi(colours).boxed(),
+            Format::Text if colours => lines.with_ansi(true).boxed(),
+            Format::Text => lines.with_ansi(false).fmt_fields(line::Fields).event_format(line::Lines).boxed(),
             Format::Json => lines.json().flatten_event(true).with_current_span(false).with_span_list(false).boxed(),
         };
         let spans = self.spans.as_ref().map(|provider| {
@@ -403,6 +411,38 @@ mod tests {
         let log = telemetry.log(options, move || sink.clone(), false).unwrap();
         tracing::dispatcher::with_default(&log, events);
         lines.text()
+    }
+
+    #[test]
+    fn text_lines_are_as_the_subscriber_writes_them() {
+        let events = || {
+            let span = tracing::info_span!("outer", id = "a b", kind = tracing::field::Empty);
+            let _inside = span.enter();
+            span.record("kind", "blob");
+            tracing::info!(n = 7u64, minus = -1, yes = true, text = "a \"b\"\\", shown = %"x y", r#type = "t", "said");
+            tracing::warn!(
+                error = &io::Error::other("broken") as &(dyn std::error::Error + 'static),
+                none = None::<u64>
+            );
+            tracing::error!(parent: None, "{}", "bare");
+        };
+        let text = logged(&Options::default(), events);
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let theirs = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(move || writer.clone());
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(theirs), events);
+        let without_time = |text: &str| -> Vec<String> {
+            text.lines().map(|line| line.split_once(' ').unwrap().1.to_owned()).collect()
+        };
+        assert_eq!(without_time(&text), without_time(&lines.text()));
+        assert_eq!(without_time(&text).len(), 3);
+    }
+
+    #[test]
+    fn text_lines_leave_the_terminal_alone() {
+        let text =
+            logged(&Options::default(), || tracing::info!(shown = %"\u{1b}[2J\u{7}", text = "\u{1b}", "a\u{1b}b"));
+        assert!(text.ends_with("a\\u{1b}b shown=\\u{1b}[2J\\u{7} text=\"\\u{1b}\"\n"), "{text:?}");
     }
 
     #[test]
