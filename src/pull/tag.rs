@@ -65,7 +65,7 @@ pub(super) async fn resolve(
     if rule.offline || inner.upstream.is_offline(&repository.registry) {
         return unasked(inner, repository, tag, &rule).await;
     }
-    // A tag that is gone is not known, so a fresh one needs no look at those that are absent.
+    // A tag that is gone has no record, so a fresh one needs no look at those that are absent.
     let record = match judged(inner, repository, tag, &rule) {
         Judged::Fresh(record) => return fresh(inner, repository, &record).await,
         Judged::Check(record) => Some(record),
@@ -80,7 +80,7 @@ pub(super) async fn resolve(
         None => None,
     };
     if let Some(known) = &known
-        && let Some(advice) = inner.troubles.advice(&repository.registry)
+        && let Some(advice) = inner.troubles.advice(&repository.registry, &key)
     {
         if advice.is_turn {
             drop(board(inner, &key, &rule, subject));

@@ -1,6 +1,7 @@
 //! The store as its users see it: what goes in comes out, survives a restart, and gives way when room is short.
 #![expect(clippy::disallowed_methods, reason = "tests damage files behind the store's back")]
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use bytes::Bytes;
@@ -363,7 +364,7 @@ async fn a_use_is_remembered_over_a_restart() {
     store.close().await;
     drop(store);
     let store = reopened(directory.path()).await;
-    assert_eq!(store.inner.catalog.least_recently_used(1, 10), [new]);
+    assert_eq!(store.inner.catalog.least_recently_used(1, 10, &HashSet::new()), [new]);
 }
 
 /// A kill takes the snapshot that a stop makes: then uses are in the index.
@@ -382,7 +383,7 @@ async fn a_use_is_in_the_index() {
     std::fs::remove_file(directory.path().join("snapshot")).unwrap();
     std::fs::write(directory.path().join("journal"), journal).unwrap();
     let store = reopened(directory.path()).await;
-    while store.inner.catalog.least_recently_used(1, 10) != [new] {
+    while store.inner.catalog.least_recently_used(1, 10, &HashSet::new()) != [new] {
         tokio::task::yield_now().await;
     }
 }

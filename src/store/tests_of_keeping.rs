@@ -283,7 +283,7 @@ async fn a_purged_image_frees_what_nothing_else_holds() {
     while let Some(bytes) = reader.next().await {
         read += bytes.unwrap().size_bytes();
     }
-    assert_eq!(read, BLOB_BYTES, "open readers stay");
+    assert_eq!(read, BLOB_BYTES as u64, "open readers stay");
     drop((reader, reading));
     let unlinked = |entry: &std::fs::DirEntry| {
         let is_ours = std::fs::read_link(entry.path()).is_ok_and(|path| path.starts_with(directory.path()));
