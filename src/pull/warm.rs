@@ -174,7 +174,7 @@ impl Warmer {
             let mut reader = blob.read(None);
             while let Some(piece) = reader.next().await {
                 let piece = piece.map_err(|error| WarmError::Broken { digest, error })?;
-                let bytes = piece.len() as u64;
+                let bytes = piece.size_bytes();
                 self.counts.bytes_fetched.fetch_add(bytes, Ordering::Relaxed);
                 let counted = bytes.min(claimed_bytes - counted_bytes);
                 counted_bytes += counted;
