@@ -31,11 +31,12 @@ use anyhow::bail;
 use crate::table::Table;
 
 const CASE_TIMEOUT: Duration = Duration::from_secs(600);
-const CASES: [&str; 12] = [
+const CASES: [&str; 13] = [
     "hit-blobs",
     "hit-tls",
     "hit-small",
     "hit-memory",
+    "instructions",
     "stampede",
     "ranges",
     "open-ended",
@@ -132,6 +133,7 @@ async fn case(name: &str, options: &Options, table: &mut Table) -> Result<()> {
         "hit-tls" => cases::hits::encrypted(options, table).await,
         "hit-small" => cases::hits::small(options, table).await,
         "hit-memory" => cases::hit_memory::run(options, table).await,
+        "instructions" => cases::instructions::run(table).await,
         SOAK => cases::soak::run(options, table).await,
         "stampede" => cases::stampede::run(options, table).await,
         "ranges" => cases::ranges::closed(options, table).await,

@@ -22,8 +22,8 @@ use tempfile::TempDir;
 use crate::content::Content;
 use crate::upstream::Upstream;
 
-const START_TIMEOUT: Duration = Duration::from_secs(10);
-const STOP_TIMEOUT: Duration = Duration::from_secs(3);
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 /// Log lines that are kept for the message of a failed case.
 const KEPT_LINES: usize = 20;
 /// The unit of processor times in `/proc` (USER_HZ), the same on every Linux.
@@ -80,16 +80,37 @@ impl Server {
 
     /// Forebay with some settings, each by its name in the environment.
     pub(crate) fn forebay_with(upstream: &Upstream, settings: &[(&str, &str)]) -> Result<Self> {
+        Self::forebay_command(upstream, settings, Command::new(forebay_program()))
+    }
+
+    /// Forebay, counted instruction by instruction once [`Server::count_instructions`] says so. `None` without valgrind.
+    pub(crate) fn forebay_counted(upstream: &Upstream, counts: &Path) -> Result<Option<Self>> {
+        if !matches!(Command::new("valgrind").arg("--version").stdout(Stdio::null()).status(), Ok(_)) {
+            return Ok(None);
+        }
+        let mut command = Command::new("valgrind");
+        command.args(["--tool=callgrind", "--instr-atstart=no"]);
+        command.arg(format!("--callgrind-out-file={}", counts.display())).arg(forebay_program());
+        Self::forebay_command(upstream, &[("PATH", "/usr/local/bin:/usr/bin:/bin")], command).map(Some)
+    }
+
+    /// Begins or ends counting, of a server under valgrind.
+    pub(crate) fn count_instructions(&self, is_on: bool) -> Result<()> {
+        let switch = if is_on { "-i=on" } else { "-i=off" };
+        let mut control = Command::new("callgrind_control");
+        let status = control.arg(switch).arg(self.child.id().to_string()).stdout(Stdio::null()).status()?;
+        if status.success() { Ok(()) } else { bail!("callgrind_control {switch}: {status}") }
+    }
+
+    fn forebay_command(upstream: &Upstream, settings: &[(&str, &str)], mut command: Command) -> Result<Self> {
         let home = TempDir::new()?;
-        let program = forebay_program();
-        let mut command = Command::new(&program);
         command.args(["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--data"]);
         command.arg(home.path().join("data")).arg("--upstream").arg(format!("docker.io={}", upstream.url()));
         command.env_clear().env("HOME", home.path());
         // A full disk would make it pass bytes through, which is not what is measured here.
         command.env("FOREBAY_STORAGE__MIN_FREE", "64MiB");
         command.envs(settings.iter().copied());
-        let child = spawn(command, &home).with_context(|| format!("cannot start {}", program.display()))?;
+        let child = spawn(command, &home).context("cannot start forebay")?;
         let mut server = Self { address: SocketAddr::from(([127, 0, 0, 1], 0)), child, home };
         let deadline = Instant::now() + START_TIMEOUT;
         loop {

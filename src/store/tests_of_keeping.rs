@@ -282,9 +282,9 @@ async fn a_purged_image_frees_what_nothing_else_holds() {
     let mut reader = reading.read(None);
     let mut read = 0;
     while let Some(bytes) = reader.next().await {
-        read += bytes.unwrap().len();
+        read += bytes.unwrap().size_bytes();
     }
-    assert_eq!(read, BLOB_BYTES, "open readers stay");
+    assert_eq!(read, BLOB_BYTES as u64, "open readers stay");
     drop((reader, reading));
     let deleted = |path: &Path| path.starts_with(directory.path()) && path.to_string_lossy().ends_with("(deleted)");
     let open_files =

@@ -49,6 +49,7 @@ mod reload;
 mod resume;
 mod routing;
 mod rules;
+mod server_tls;
 mod shutdown;
 mod startup;
 mod stress;

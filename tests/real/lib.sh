@@ -54,7 +54,11 @@ show_end() { # show_end LOG
   tail -n 15 "$1" | sed 's/^/         | /'
 }
 
-skip() { # skip AREA TEXT REASON: a failure where nothing may be skipped
+skip() { # skip AREA TEXT REASON: a tool is missing; a failure where all have to be there
+  if ((REQUIRE_TOOLS)); then report failed "$1" "$2: $3"; else report skipped "$1" "$2: $3"; fi
+}
+
+cannot() { # cannot AREA TEXT REASON: the machine does not let a tool work; a failure only where that was asked for
   if ((REQUIRE_ALL)); then report failed "$1" "$2: $3"; else report skipped "$1" "$2: $3"; fi
 }
 

@@ -6,6 +6,7 @@ pub(crate) mod cold_wall;
 pub(crate) mod cut;
 pub(crate) mod hit_memory;
 pub(crate) mod hits;
+pub(crate) mod instructions;
 pub(crate) mod memory;
 pub(crate) mod ranges;
 pub(crate) mod soak;

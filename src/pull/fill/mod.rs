@@ -235,7 +235,9 @@ impl Fill<'_> {
                 self.inner.unkept.insert(*digest, Instant::now() + UNKEPT_FOR);
                 spool.fail(ReadError::Unkept);
             }
-            Broken::Upstream(_) | Broken::Deserted | Broken::Stopped => {
+            // Whoever came since that was found goes on alone.
+            Broken::Deserted => self.inner.store.park(spool, digest, repository, ReadError::Unkept).await,
+            Broken::Upstream(_) | Broken::Stopped => {
                 let error = ReadError::Failed(broken.to_string().into());
                 self.inner.store.park(spool, digest, repository, error).await;
             }
