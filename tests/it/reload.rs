@@ -52,7 +52,9 @@ async fn a_signal_brings_registries_policies_and_the_log_level() {
     let proxy = Proxy::of(&upstream).each("tag_ttl", "1h").start().await;
     proxy.get(&manifest_path("latest")).await.assert_digest(&image.digest);
     let second = format!("\n[[registry]]\nhost = \"second.test\"\nendpoints = [\"{}\"]\n", upstream.url());
-    rewrite(&proxy, |text| text.replace("tag_ttl = \"1h\"", "tag_ttl = \"0s\"").replace("level = \"info\"", "level = \"debug\"") + &second);
+    rewrite(&proxy, |text| {
+        text.replace("tag_ttl = \"1h\"", "tag_ttl = \"0s\"").replace("level = \"info\"", "level = \"debug\"") + &second
+    });
     let path = format!("/v2/second.test/{REPOSITORY}/manifests/latest");
     assert_eq!(proxy.get(&path).await.status, 404);
     proxy.signal(Signal::HUP);
