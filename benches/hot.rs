@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use bytes::Buf;
 use bytes::Bytes;
 use divan::Bencher;
 use divan::counter::BytesCount;
@@ -73,7 +74,7 @@ impl Proxy {
             assert_eq!(response.status(), 200);
             let (mut body, mut bytes) = (response.into_body(), 0);
             while let Some(frame) = body.frame().await {
-                bytes += frame.expect("the body is whole").data_ref().map_or(0, Bytes::len);
+                bytes += frame.expect("the body is whole").data_ref().map_or(0, Buf::remaining);
             }
             bytes
         })
@@ -111,7 +112,7 @@ fn service(registry: &Registry, store: Store) -> Service {
     let registries = vec![RegistryOptions::new(registry.clone(), vec![nowhere])];
     let upstream = Upstream::new(upstream::Options { registries, ..Default::default() }, Metrics::disabled());
     let hour = Duration::from_secs(3600);
-    let policy = Policy { tag_ttl: hour, stale_if_error: hour, ..Policy::default() };
+    let policy = Policy { tag_ttl: hour, stale_if_error: hour, not_found_ttl: hour, ..Policy::default() };
     let policies = HashMap::from([(registry.clone(), policy)]);
     let puller = Puller::new(
         pull::Options { policies, ..Default::default() },

@@ -9,19 +9,27 @@ use std::time::Duration;
 use std::time::Instant;
 
 use anyhow::Context as _;
+use tokio::signal::unix::Signal;
 use tokio::signal::unix::SignalKind;
 use tokio::signal::unix::signal;
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin;
 use crate::admin::Admin;
 use crate::admin::Readiness;
+use crate::admin::ReloadRequest;
+use crate::admin::Reloaded;
 use crate::config;
 use crate::config::AbandonPolicy;
 use crate::config::Config;
+use crate::config::Log;
 use crate::config::RegistryConfig;
+use crate::config::Server;
 use crate::config::SizeOrPercent;
+use crate::config::TlsFiles;
+use crate::config::TlsPem;
 use crate::metrics::Metrics;
 use crate::oci::Registry;
 use crate::pull;
@@ -35,9 +43,11 @@ use crate::registry::RoutingTable;
 use crate::registry::Service;
 use crate::serve;
 use crate::serve::Listeners;
+use crate::serve::Tls;
 use crate::store;
 use crate::store::Amount;
 use crate::store::Store;
+use crate::telemetry::LogLevel;
 use crate::telemetry::Telemetry;
 use crate::upstream;
 use crate::upstream::SetupError;
@@ -46,10 +56,18 @@ use crate::upstream::Upstream;
 /// Longest wait for the downloads in progress to stop, and for the store to close after that: each keeps what it has
 /// when it is cut short.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often the files of certificates are looked at.
+const CERTIFICATES_EVERY: Duration = Duration::from_secs(5);
 
 /// Finds what the layers would refuse, without binding, opening or asking anything.
 pub fn check(config: &Config) -> Result<(), config::Error> {
+    certificates(config)?;
     build(config, &Metrics::disabled()).map(|_| ())
+}
+
+/// The certificates in use, when there are any, and where they come from.
+fn certificates(config: &Config) -> Result<Option<Certificates>, config::Error> {
+    config.server.tls.as_ref().map(Certificates::load).transpose()
 }
 
 /// What is made of the configuration alone.
@@ -59,8 +77,17 @@ fn build(config: &Config, metrics: &Metrics) -> Result<(RoutingTable, Upstream),
     Ok((table, upstream.map_err(|error| upstream_refused(config, &error))?))
 }
 
-/// Runs the proxy until it is told to stop by SIGTERM or SIGINT; told again, it calls `end_at_once`.
-pub async fn run(config: Config, telemetry: &Telemetry, end_at_once: fn() -> !) -> anyhow::Result<()> {
+/// Reads the configuration from where it was read at start.
+pub type LoadConfig = Box<dyn Fn() -> Result<Config, config::Error> + Send + Sync>;
+
+/// Runs the proxy until it is told to stop by SIGTERM or SIGINT; told again, it calls `end_at_once`. SIGHUP reloads the
+/// configuration.
+pub async fn run(
+    config: Config,
+    load: LoadConfig,
+    telemetry: &Telemetry,
+    end_at_once: fn() -> !,
+) -> anyhow::Result<()> {
     let started = Instant::now();
     let stop = stop_signal(end_at_once)?;
     let metrics = Metrics::new(&telemetry.meter());
@@ -76,20 +103,42 @@ pub async fn run(config: Config, telemetry: &Telemetry, end_at_once: fn() -> !) 
         tracing::warn!("switched offline by the configuration: no registry is asked");
     }
     // Ports before data: a second forebay should say that its port is in use before it touches anything.
-    let listeners = Listeners::bind(&serve_options(&config)).await?;
-    let admin = Admin::bind(admin::Options { listen: config.admin.listen })?;
+    let certificates = certificates(&config)?;
+    let tls = certificates.as_ref().map(|certificates| certificates.tls.clone());
+    let listeners = Listeners::bind(&serve_options(&config, tls)).await?;
+    if config.admin.token.is_none() && !config.admin.listen.ip().is_loopback() {
+        let address = config.admin.listen;
+        tracing::warn!(%address, "other machines reach the admin port: its API is closed until admin.token is set");
+    }
+    let admin = Admin::bind(admin_options(&config))?;
     let store = store_options(&config);
     let store = tokio::task::block_in_place(|| Store::open(&store, metrics.clone()))?;
-    let puller = Puller::new(pull_options(&config), store.clone(), upstream, metrics.clone());
+    let puller = Puller::new(pull_options(&config), store.clone(), upstream.clone(), metrics.clone());
+    puller.keep_pins();
+    report_health(&store, &readiness);
+    if let Some(scrub) = scrub_plan(&config) {
+        store.scrub_in_background(scrub);
+    }
     let service = Service::new(table, puller.clone(), metrics);
+    let (reload, requests) = mpsc::channel(1);
+    let (service_now, level) = (service.clone(), telemetry.level());
+    let reloading = Reloading { load, config, upstream, puller: puller.clone(), service: service_now, level };
+    tokio::spawn(reloading.run(requests, signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?));
 
     for address in listeners.addresses() {
         tracing::info!(listener = "registry", %address, "listening");
     }
+    let control = admin::Control {
+        readiness: readiness.clone(),
+        metrics_text: Arc::new(move || prometheus.text()),
+        store: store.clone(),
+        puller: puller.clone(),
+        log_level: telemetry.level(),
+        runtime: tokio::runtime::Handle::current(),
+        reload,
+    };
     let admin_stop = CancellationToken::new();
-    let admin_thread = admin
-        .spawn(readiness.clone(), Arc::new(move || prometheus.text()), admin_stop.clone())
-        .context("cannot start the admin port")?;
+    let admin_thread = admin.spawn(control, admin_stop.clone()).context("cannot start the admin port")?;
     readiness.set_ready();
     tracing::info!(startup_ms = started.elapsed().as_millis(), version = env!("CARGO_PKG_VERSION"), "ready");
 
@@ -102,6 +151,9 @@ pub async fn run(config: Config, telemetry: &Telemetry, end_at_once: fn() -> !) 
             tracing::info!("stopping: answers in flight may finish");
         }
     });
+    if let Some(certificates) = certificates {
+        tokio::spawn(stop.clone().run_until_cancelled_owned(certificates.watch()));
+    }
     let handler = move |request| {
         let service = service.clone();
         async move { service.handle(request).await }
@@ -117,6 +169,19 @@ pub async fn run(config: Config, telemetry: &Telemetry, end_at_once: fn() -> !) 
     let _ = tokio::task::spawn_blocking(move || admin_thread.join()).await;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Lets `/readyz` say how the disk does.
+fn report_health(store: &Store, readiness: &Readiness) {
+    let (mut health, readiness) = (store.health(), readiness.clone());
+    tokio::spawn(async move {
+        loop {
+            readiness.set_degraded(health.borrow_and_update().as_deref().map(str::to_owned));
+            if health.changed().await.is_err() {
+                return;
+            }
+        }
+    });
 }
 
 /// A token that the first SIGTERM or SIGINT cancels. The second calls `end_at_once`: what is on disk is whole at
@@ -140,6 +205,148 @@ fn stop_signal(end_at_once: fn() -> !) -> anyhow::Result<CancellationToken> {
         end_at_once();
     });
     Ok(token)
+}
+
+// === Reload ===
+
+/// What a configuration is put into force with, while everything runs.
+struct Reloading {
+    load: LoadConfig,
+    /// In force, but for what needs a restart.
+    config: Config,
+    upstream: Upstream,
+    puller: Puller,
+    service: Service,
+    level: LogLevel,
+}
+
+impl Reloading {
+    /// One reload at a time, as SIGHUP and the admin port ask for them.
+    async fn run(mut self, mut requests: mpsc::Receiver<ReloadRequest>, mut hangups: Signal) {
+        loop {
+            tokio::select! {
+                Some(()) = hangups.recv() => {
+                    let _ = self.reload();
+                }
+                Some(request) = requests.recv() => {
+                    let _ = request.answer.send(self.reload());
+                }
+                else => return,
+            }
+        }
+    }
+
+    /// All of it, or nothing and why.
+    fn reload(&mut self) -> Result<Reloaded, String> {
+        let reloaded = tokio::task::block_in_place(|| self.apply());
+        match &reloaded {
+            Ok(Reloaded { needs_restart }) => {
+                tracing::info!(
+                    ?needs_restart,
+                    registries = self.config.registries.len(),
+                    "the configuration was reloaded"
+                );
+            }
+            Err(problem) => {
+                tracing::error!(problem, "the configuration was not reloaded; the one before stays in force")
+            }
+        }
+        reloaded
+    }
+
+    fn apply(&mut self) -> Result<Reloaded, String> {
+        let config = (self.load)().map_err(|error| error.to_string())?;
+        let table = RoutingTable::new(registry_options(&config)).map_err(|error| names_refused(&error).to_string())?;
+        // The last step that can fail; the next request after it finds all of it.
+        let upstream = self.upstream.reconfigure(upstream_options(&config));
+        upstream.map_err(|error| upstream_refused(&config, &error).to_string())?;
+        self.puller.reconfigure(pull_options(&config));
+        self.service.reroute(table);
+        // A level that the admin port has set stays until the file says another.
+        if config.log.level != self.config.log.level {
+            let _ = self.level.set(&config.log.level);
+        }
+        let needs_restart = needs_restart(&self.config, &config);
+        self.config = Config {
+            server: Server { default_registry: config.server.default_registry, ..self.config.server.clone() },
+            admin: self.config.admin.clone(),
+            storage: self.config.storage.clone(),
+            log: Log { level: config.log.level, ..self.config.log.clone() },
+            telemetry: self.config.telemetry.clone(),
+            ..config
+        };
+        Ok(Reloaded { needs_restart })
+    }
+}
+
+/// What differs and is read at start only.
+fn needs_restart(now: &Config, then: &Config) -> Vec<String> {
+    let rows = [
+        ("server.listen", now.server.listen != then.server.listen),
+        ("server.shutdown_grace", now.server.shutdown_grace != then.server.shutdown_grace),
+        ("server.max_connections", now.server.max_connections != then.server.max_connections),
+        ("server.tls", now.server.tls != then.server.tls),
+        ("server.header_timeout", now.server.header_timeout != then.server.header_timeout),
+        ("admin", now.admin != then.admin),
+        ("storage", now.storage != then.storage),
+        ("log.format", now.log.format != then.log.format),
+        ("telemetry", now.telemetry != then.telemetry),
+    ];
+    rows.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key.to_owned()).collect()
+}
+
+// === Certificates ===
+
+/// The certificates of the registry port, and the files that they are in.
+struct Certificates {
+    files: TlsFiles,
+    pem: TlsPem,
+    tls: Tls,
+}
+
+impl Certificates {
+    fn load(files: &TlsFiles) -> Result<Self, config::Error> {
+        let refused = |problem: String| config::Error::Refused { key: "server.tls".to_owned(), problem };
+        let pem = files.read().map_err(refused)?;
+        let tls = Tls::new(&serve_pem(&pem)).map_err(|error| refused(error.to_string()))?;
+        Ok(Self { files: files.clone(), pem, tls })
+    }
+
+    /// Takes up changes of the files, for ever. Looks into them instead of being told: that also works where they are
+    /// links that change, as in a cluster, and for a file that another machine writes.
+    async fn watch(mut self) {
+        let mut refused = None;
+        loop {
+            tokio::time::sleep(CERTIFICATES_EVERY).await;
+            let files = self.files.clone();
+            let Ok(read) = tokio::task::spawn_blocking(move || files.read()).await else { continue };
+            if read.as_ref() == Ok(&self.pem) {
+                refused = None;
+                continue;
+            }
+            let taken = read.and_then(|pem| match self.tls.replace(&serve_pem(&pem)) {
+                Ok(()) => Ok(pem),
+                Err(error) => Err(error.to_string()),
+            });
+            match taken {
+                Ok(pem) => {
+                    tracing::info!(cert = %self.files.cert.display(), "new certificates are in use");
+                    (self.pem, refused) = (pem, None);
+                }
+                // Certificate and key are written one after the other: half of a change is nothing to shout about.
+                Err(problem) if refused.as_ref() == Some(&problem) => {}
+                Err(problem) => {
+                    tracing::warn!(problem, "the certificates have changed and cannot be used; the old ones stay");
+                    refused = Some(problem);
+                }
+            }
+        }
+    }
+}
+
+fn serve_pem(pem: &TlsPem) -> serve::Pem {
+    let TlsPem { cert, key, client_ca } = pem.clone();
+    serve::Pem { cert, key, client_ca }
 }
 
 // === Refusals ===
@@ -176,13 +383,19 @@ fn upstream_refused(config: &Config, error: &SetupError) -> config::Error {
 
 // === Options ===
 
-fn serve_options(config: &Config) -> serve::Options {
+fn serve_options(config: &Config, tls: Option<Tls>) -> serve::Options {
     serve::Options {
         listen: config.server.listen.clone(),
         max_connections: config.server.max_connections,
         header_timeout: config.server.header_timeout,
         shutdown_grace: config.server.shutdown_grace,
+        tls,
     }
+}
+
+fn admin_options(config: &Config) -> admin::Options {
+    let token = config.admin.token.as_ref().map(|token| token.expose().to_owned());
+    admin::Options { listen: config.admin.listen, token }
 }
 
 fn store_options(config: &Config) -> store::Options {
@@ -196,6 +409,11 @@ fn store_options(config: &Config) -> store::Options {
         min_free: amount(config.storage.min_free),
         memory_cache_bytes: config.storage.memory_cache.bytes(),
     }
+}
+
+fn scrub_plan(config: &Config) -> Option<store::Scrub> {
+    let interval = config.storage.scrub_interval?;
+    Some(store::Scrub { interval, rate_bytes_per_second: config.storage.scrub_rate.bytes_per_second().get() })
 }
 
 fn upstream_options(config: &Config) -> upstream::Options {
@@ -333,7 +551,7 @@ mod tests {
         let seconds = Duration::from_secs;
         let own = upstream.registries.iter().find(|known| known.registry.as_str() == "a.io").unwrap();
         assert_eq!((own.connect_timeout, own.read_timeout), (seconds(3), seconds(7)));
-        let serve = serve_options(&config);
+        let serve = serve_options(&config, None);
         assert_eq!((serve.shutdown_grace, serve.header_timeout), (seconds(11), seconds(13)));
     }
 

@@ -5,7 +5,7 @@
 //! ```text
 //! serve ─ registry ─ pull ─┬─ store      files, index, room
 //!                          └─ upstream   registries, tokens, redirects
-//!                 oci, metrics below all of them
+//!            oci, metrics, piece below all of them
 //! ```
 //!
 //! | layer | is the only place with |
@@ -16,6 +16,7 @@
 //! | [`upstream`] | the HTTP client, credentials |
 //! | [`store`] | files and sled |
 //! | [`oci`] | the grammar of digests, names, references, ranges, manifests |
+//! | [`piece`] | what passes through from files to sockets |
 //! | [`admin`] | health and metrics, on a thread of its own |
 //! | [`app`] | all of the above at once |
 //!
@@ -32,6 +33,7 @@ pub mod cli;
 pub mod config;
 pub mod metrics;
 pub mod oci;
+pub mod piece;
 pub mod pull;
 pub mod registry;
 pub mod serve;

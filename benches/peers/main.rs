@@ -1,10 +1,11 @@
-//! The cold path, side by side with others: what content costs that nobody has asked for before.
+//! Side by side with others: what content costs that nobody has asked for before, and what it costs from then on.
 //!
-//! `cargo bench --bench peers -- [--small] [--runs N] [--verbose] [CASE…]` starts the release binary in front of an
+//! `cargo bench --bench peers -- [--small] [--runs N] [--minutes N] [--verbose] [CASE…]` starts the release binary in front of an
 //! upstream that lives in this process and does what the case asks for, and prints one row a measurement: value, target
 //! and verdict. A CASE is the beginning of a name of [`CASES`]; without one all run. Times are medians of N runs (3).
 //! `--small` takes smaller blobs where they are large (what is fetched twice weighs more then), `--verbose` shows what the upstream was asked. `FOREBAY_BIN`
-//! names another binary. The exit code is 1 when a case could not be measured or bytes were wrong, whatever the values.
+//! names another binary. `soak` runs only when it is named, for N minutes (10). `benches/peers/run` installs what is
+//! compared with, where it can, and passes its arguments on. The exit code is 1 when a case could not be measured or bytes were wrong, whatever the values.
 
 // Sizes and counts of a benchmark are far below the limits of every type they pass through.
 #![allow(clippy::cast_possible_truncation)]
@@ -12,8 +13,10 @@
 #![allow(clippy::disallowed_methods)]
 
 mod cases;
+mod certificate;
 mod client;
 mod content;
+mod load;
 mod server;
 mod table;
 mod upstream;
@@ -28,7 +31,23 @@ use anyhow::bail;
 use crate::table::Table;
 
 const CASE_TIMEOUT: Duration = Duration::from_secs(600);
-const CASES: [&str; 8] = ["stampede", "ranges", "open-ended", "far-range", "cut", "cold-wall", "memory", "bandwidth"];
+const CASES: [&str; 13] = [
+    "hit-blobs",
+    "hit-tls",
+    "hit-small",
+    "hit-memory",
+    "instructions",
+    "stampede",
+    "ranges",
+    "open-ended",
+    "far-range",
+    "cut",
+    "cold-wall",
+    "memory",
+    "bandwidth",
+];
+/// Takes as long as it is told to, so it runs only when it is named.
+const SOAK: &str = "soak";
 
 /// What the command line says.
 #[derive(Clone, Debug)]
@@ -37,6 +56,7 @@ pub(crate) struct Options {
     pub(crate) small: bool,
     pub(crate) verbose: bool,
     pub(crate) runs: usize,
+    pub(crate) minutes: f64,
 }
 
 fn main() -> ExitCode {
@@ -51,7 +71,7 @@ fn main() -> ExitCode {
 }
 
 fn options(mut arguments: impl Iterator<Item = String>) -> Result<Options> {
-    let mut options = Options { cases: Vec::new(), small: false, verbose: false, runs: 3 };
+    let mut options = Options { cases: Vec::new(), small: false, verbose: false, runs: 3, minutes: 10.0 };
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             // What cargo adds.
@@ -59,6 +79,8 @@ fn options(mut arguments: impl Iterator<Item = String>) -> Result<Options> {
             "--small" => options.small = true,
             "--verbose" => options.verbose = true,
             "--runs" => options.runs = arguments.next().context("--runs takes a number")?.parse()?,
+            "--minutes" => options.minutes = arguments.next().context("--minutes takes a number")?.parse()?,
+            SOAK => options.cases.push(argument),
             case if CASES.iter().any(|known| known.starts_with(case)) => options.cases.push(argument),
             other => bail!("unknown case or option {other:?}; the cases: {}", CASES.join(", ")),
         }
@@ -71,18 +93,23 @@ fn options(mut arguments: impl Iterator<Item = String>) -> Result<Options> {
 
 /// Runs the cases; false when one failed.
 fn run(options: &Options) -> Result<bool> {
+    let provider = rustls::crypto::aws_lc_rs::default_provider();
+    // Nothing else installs one.
+    let _ = provider.install_default();
     // One thread for all clients: what they need they take from the measured server.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let program = server::forebay_program();
     println!("binary: {}; medians of {} runs; load {}", program.display(), options.runs, load()?);
     let mut table = Table::start();
     let mut complete = true;
-    for name in CASES {
-        if !options.cases.is_empty() && !options.cases.iter().any(|case| name.starts_with(case.as_str())) {
+    for name in CASES.into_iter().chain([SOAK]) {
+        let is_named = options.cases.iter().any(|case| name.starts_with(case.as_str()));
+        if !is_named && (name == SOAK || !options.cases.is_empty()) {
             continue;
         }
+        let limit = CASE_TIMEOUT + Duration::from_secs_f64(options.minutes * 60.0);
         let outcome = runtime.block_on(async {
-            tokio::time::timeout(CASE_TIMEOUT, case(name, options, &mut table)).await.context("out of time")?
+            tokio::time::timeout(limit, case(name, options, &mut table)).await.context("out of time")?
         });
         if let Err(error) = outcome {
             complete = false;
@@ -102,6 +129,12 @@ fn load() -> Result<String> {
 
 async fn case(name: &str, options: &Options, table: &mut Table) -> Result<()> {
     match name {
+        "hit-blobs" => cases::hits::blobs(options, table).await,
+        "hit-tls" => cases::hits::encrypted(options, table).await,
+        "hit-small" => cases::hits::small(options, table).await,
+        "hit-memory" => cases::hit_memory::run(options, table).await,
+        "instructions" => cases::instructions::run(table).await,
+        SOAK => cases::soak::run(options, table).await,
         "stampede" => cases::stampede::run(options, table).await,
         "ranges" => cases::ranges::closed(options, table).await,
         "open-ended" => cases::ranges::open_ended(options, table).await,

@@ -22,6 +22,9 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::content::Blob;
+use crate::content::Document;
+use crate::content::Image;
+use crate::content::MANIFEST_TYPE;
 
 const MAX_HEAD_BYTES: usize = 64 * 1024;
 const PACED_WRITE_BYTES: usize = 64 * 1024;
@@ -64,6 +67,7 @@ pub(crate) struct Counters {
 #[derive(Debug)]
 struct Shared {
     blobs: Vec<Blob>,
+    image: Option<Image>,
     manners: Manners,
     was_cut: AtomicBool,
     counters: Counters,
@@ -80,15 +84,20 @@ pub(crate) struct Upstream {
 
 impl Upstream {
     pub(crate) fn start(blobs: &[Blob], manners: Manners) -> Result<Self> {
+        Self::start_all(blobs.to_vec(), None, manners)
+    }
+
+    /// One that has an image besides.
+    pub(crate) fn with_image(blobs: &[Blob], image: &Image) -> Result<Self> {
+        Self::start_all([blobs, &image.blobs].concat(), Some(image.clone()), Manners::default())
+    }
+
+    fn start_all(blobs: Vec<Blob>, image: Option<Image>, manners: Manners) -> Result<Self> {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").context("the upstream cannot listen")?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
-        let shared = Arc::new(Shared {
-            blobs: blobs.to_vec(),
-            manners,
-            was_cut: AtomicBool::new(false),
-            counters: Counters::default(),
-        });
+        let shared =
+            Arc::new(Shared { blobs, image, manners, was_cut: AtomicBool::new(false), counters: Counters::default() });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (stop, stopped) = oneshot::channel();
         let of_thread = shared.clone();
@@ -167,6 +176,16 @@ impl Shared {
                 tokio::time::sleep(self.manners.delay).await;
             }
             let digest = path.rsplit('/').next().unwrap_or_default();
+            if let Some(manifest) = self.manifest(path) {
+                let Document { text, digest } = manifest;
+                let length = text.len();
+                let head = format!(
+                    "HTTP/1.1 200 OK\r\nContent-Type: {MANIFEST_TYPE}\r\nDocker-Content-Digest: {digest}\r\n\
+                     Content-Length: {length}\r\n\r\n"
+                );
+                stream.write_all(format!("{head}{}", if method == "HEAD" { "" } else { text }).as_bytes()).await?;
+                continue;
+            }
             let Some(blob) = self.blobs.iter().find(|blob| blob.digest == digest) else {
                 let status = if path.trim_end_matches('/') == "/v2" { "200 OK" } else { "404 Not Found" };
                 let answer =
@@ -179,6 +198,12 @@ impl Shared {
             }
         }
         Ok(())
+    }
+
+    fn manifest(&self, path: &str) -> Option<&Document> {
+        let image = self.image.as_ref()?;
+        let is_it = path == image.path_by_tag() || path == image.path_by_digest();
+        is_it.then_some(&image.manifest)
     }
 
     fn count(&self, method: &str, path: &str, range: Option<&str>) {

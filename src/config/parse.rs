@@ -1,15 +1,15 @@
 //! Text to values. An error is what would be right.
 
 use super::quantity::parse_duration;
+use super::secret::Secret;
 use crate::oci::{Pattern, Registry, TagPattern};
+use crate::telemetry;
 use std::fs::File;
 use std::io::Read;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::LevelFilter;
 use url::Url;
 
 /// Most connections that may be asked for: above any limit of open files.
@@ -137,17 +137,9 @@ pub(super) fn service_name(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// A filter of log events. A single word must be a level: the filter's own grammar would take a misspelt level for the
-/// name of a module and stay silent.
+/// A filter of log events.
 pub(super) fn log_level(text: &str) -> Result<String, String> {
-    let form = "write off, error, warn, info, debug or trace, or directives such as info,forebay=debug";
-    let is_plain = |word: &str| !word.contains("::") && !word.contains('=') && !word.contains('[');
-    let mut directives = text.split(',').map(str::trim).filter(|directive| is_plain(directive));
-    let levels_are_real = directives.all(|word| !word.is_empty() && word.parse::<LevelFilter>().is_ok());
-    if text.trim().is_empty() || !levels_are_real || EnvFilter::try_new(text).is_err() {
-        return Err(form.to_owned());
-    }
-    Ok(text.to_owned())
+    telemetry::parse_level(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
 }
 
 /// The whole of a small file.
@@ -160,4 +152,13 @@ pub(super) fn file(path: &Path, max_bytes: u64) -> Result<Vec<u8>, String> {
         return Err(format!("the file is larger than {max_bytes} bytes"));
     }
     Ok(bytes)
+}
+
+/// A secret in a file of its own, without the end of its line.
+pub(super) fn secret_file(path: &Path, max_bytes: u64) -> Result<Secret, String> {
+    let text = String::from_utf8(file(path, max_bytes)?).map_err(|_| "the file is not UTF-8 text".to_owned())?;
+    match text.trim_end_matches(['\r', '\n']) {
+        "" => Err("the file is empty".to_owned()),
+        secret => Ok(Secret::from(secret.to_owned())),
+    }
 }

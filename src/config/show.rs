@@ -20,13 +20,23 @@ pub(super) fn to_toml(config: &Config) -> String {
     out.duration("shutdown_grace", config.server.shutdown_grace);
     out.raw("max_connections", config.server.max_connections);
     out.duration("header_timeout", config.server.header_timeout);
+    if let Some(files) = &config.server.tls {
+        out.raw("tls", files.to_toml());
+    }
     out.table("[admin]");
     out.text("listen", config.admin.listen);
+    match (&config.admin.token, &config.admin.token_file) {
+        (_, Some(path)) => out.text("token_file", path.display()),
+        (Some(_), None) => out.text("token", REDACTED),
+        (None, None) => {}
+    }
     out.table("[storage]");
     out.text("path", config.storage.path.display());
     out.text("max_size", config.storage.max_size);
     out.text("min_free", config.storage.min_free);
     out.text("memory_cache", config.storage.memory_cache);
+    out.text("scrub_interval", config.storage.scrub_interval.map_or_else(String::new, format_duration));
+    out.text("scrub_rate", config.storage.scrub_rate);
     out.table("[upstream]");
     out.bandwidth(&config.upstream.bandwidth);
     out.raw("max_fills", config.upstream.max_fills);

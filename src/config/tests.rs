@@ -42,6 +42,8 @@ fn defaults_are_the_documented_ones() {
     assert_eq!(config.storage.max_size.to_string(), "50GiB");
     assert_eq!(config.storage.min_free.to_string(), "5%");
     assert_eq!(config.storage.memory_cache.to_string(), "64MiB");
+    assert_eq!(config.storage.scrub_interval, Some(Duration::from_secs(30 * 24 * 3600)));
+    assert_eq!(config.storage.scrub_rate.to_string(), "20MB/s");
     assert_eq!(config.registries.len(), 9);
     assert_eq!(registry(&config, "docker.io").endpoints[0].as_str(), "https://registry-1.docker.io/");
     assert_eq!(registry(&config, "ghcr.io").endpoints[0].as_str(), "https://ghcr.io/");
@@ -110,6 +112,8 @@ fn a_file_sets_every_kind_of_value() {
         max_size = "80%"
         min_free = 1024
         memory_cache = "1MB"
+        scrub_interval = ""
+        scrub_rate = "1MiB/s"
         [log]
         level = "warn,forebay::pull=debug"
         format = "json"
@@ -136,6 +140,8 @@ fn a_file_sets_every_kind_of_value() {
     assert_eq!(config.server.listen.len(), 3);
     assert_eq!(config.server.header_timeout, Duration::from_secs(90));
     assert_eq!(config.storage.min_free, SizeOrPercent::Size(Size::from_bytes(1024)));
+    assert_eq!(config.storage.scrub_interval, None);
+    assert_eq!(config.storage.scrub_rate.bytes_per_second().get(), 1024 * 1024);
     assert_eq!(config.log.format, telemetry::Format::Json);
     assert_eq!(config.registries.len(), 11);
     let full = registry(&config, "r.example:5000");
@@ -162,10 +168,10 @@ fn bad_plain_settings() {
             "[sever]",
             "f.toml: unknown key sever; known here: [server], [admin], [storage], [upstream], [log], [telemetry], [[registry]]",
         ),
-        ("[admin]\nlisen = 1", "f.toml: unknown key admin.lisen; known here: listen"),
+        ("[admin]\nlisen = 1", "f.toml: unknown key admin.lisen; known here: listen, token, token_file"),
         (
             "[storage]\nmaxsize = 1",
-            "f.toml: unknown key storage.maxsize; known here: path, max_size, min_free, memory_cache",
+            "f.toml: unknown key storage.maxsize; known here: path, max_size, min_free, memory_cache, scrub_interval, scrub_rate",
         ),
         ("[server]\nlisten = []", "f.toml: server.listen: list from one to 64 addresses"),
         (
@@ -206,6 +212,7 @@ fn bad_plain_settings() {
             "[storage]\nmemory_cache = \"64 megs\"",
             "f.toml: storage.memory_cache = \"64 megs\": a size is a number of bytes or a number with B, KB, MB, GB, TB, KiB, MiB, GiB or TiB, such as \"50GiB\"",
         ),
+        ("[storage]\nscrub_interval = \"0s\"", "f.toml: storage.scrub_interval = \"0s\": it must be longer than zero"),
         ("[storage]\nmemory_cache = 1.5", "f.toml: storage.memory_cache = 1.5: write it as a number or a string"),
         ("[storage]\nmax_size = \"99999999TiB\"", "f.toml: storage.max_size = \"99999999TiB\": the size is too large"),
         (
@@ -404,7 +411,7 @@ fn bad_environment() {
     let rows = [
         (
             ("FOREBAY_STORAGE__MAXSIZE", "1"),
-            "FOREBAY_STORAGE__MAXSIZE: unknown key storage.maxsize; known here: path, max_size, min_free, memory_cache",
+            "FOREBAY_STORAGE__MAXSIZE: unknown key storage.maxsize; known here: path, max_size, min_free, memory_cache, scrub_interval, scrub_rate",
         ),
         (
             ("FOREBAY_STORE__PATH", "1"),

@@ -66,16 +66,38 @@ impl Digest {
 
     /// The part after the colon.
     pub fn hex(&self) -> String {
-        let mut text = String::with_capacity(self.as_bytes().len() * 2);
-        for byte in self.as_bytes() {
-            text.push(HEX[usize::from(byte >> 4)]);
-            text.push(HEX[usize::from(byte & 15)]);
-        }
-        text
+        let text = Text::of(self);
+        text.as_str().split_once(':').map_or_else(String::new, |(_, hex)| hex.to_owned())
     }
 }
 
-const HEX: [char; 16] = ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'];
+/// A digest in its written form, without an allocation: it stands in every answer, twice.
+struct Text {
+    bytes: [u8; MAX_TEXT_BYTES],
+    size_bytes: usize,
+}
+
+/// `sha512:` and 128 digits.
+const MAX_TEXT_BYTES: usize = 7 + 128;
+const HEX: &[u8; 16] = b"0123456789abcdef";
+
+impl Text {
+    fn of(digest: &Digest) -> Self {
+        let (mut bytes, mut size_bytes) = ([0; MAX_TEXT_BYTES], 0);
+        let digits = digest.as_bytes().iter().flat_map(|byte| [byte >> 4, byte & 15]);
+        let digits = digits.map(|digit| HEX[usize::from(digit)]);
+        let name = digest.algorithm().as_str().bytes();
+        for (place, byte) in bytes.iter_mut().zip(name.chain([b':']).chain(digits)) {
+            *place = byte;
+            size_bytes += 1;
+        }
+        Self { bytes, size_bytes }
+    }
+
+    fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.bytes[..self.size_bytes]).expect("names and digits are ASCII")
+    }
+}
 
 impl FromStr for Digest {
     type Err = InvalidDigest;
@@ -112,7 +134,7 @@ fn nibble(digit: u8) -> Result<u8, InvalidDigest> {
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.algorithm().as_str(), self.hex())
+        f.write_str(Text::of(self).as_str())
     }
 }
 

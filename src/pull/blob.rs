@@ -96,10 +96,10 @@ pub(super) async fn get(inner: &Arc<Inner>, repository: &Repository, digest: &Di
     for _ in 0..MAX_DECISIONS {
         let admission = access::admit(inner, repository, digest, Kind::Blob).await?;
         let decided = match admission {
-            Admission::Granted => stored(inner, digest, Outcome::Hit).await,
-            Admission::Confirmed => stored(inner, digest, Outcome::Revalidated).await,
-            Admission::Stale(reason) => stored(inner, digest, Outcome::Stale { reason }).await,
-            Admission::Offline => stored(inner, digest, Outcome::Offline).await,
+            Admission::Granted => stored(inner, repository, digest, Outcome::Hit).await?,
+            Admission::Confirmed => stored(inner, repository, digest, Outcome::Revalidated).await?,
+            Admission::Stale(reason) => stored(inner, repository, digest, Outcome::Stale { reason }).await?,
+            Admission::Offline => stored(inner, repository, digest, Outcome::Offline).await?,
             Admission::Absent => download(inner, repository, FillKey::shared(digest)).await?,
             Admission::Refetch => download(inner, repository, FillKey::own(digest, repository)).await?,
         };
@@ -110,18 +110,27 @@ pub(super) async fn get(inner: &Arc<Inner>, repository: &Repository, digest: &Di
     Err(Error::abandoned())
 }
 
-/// From the store; `None` when it is gone by now, or our disk does not give it: the upstream still has it.
-async fn stored(inner: &Arc<Inner>, digest: &Digest, outcome: Outcome) -> Option<Blob> {
+/// From the store; `None` when it is gone by now. What our disk neither gives nor lets go of, this repository fetches for
+/// itself: the upstream still has it.
+async fn stored(
+    inner: &Arc<Inner>,
+    repository: &Repository,
+    digest: &Digest,
+    outcome: Outcome,
+) -> Result<Option<Blob>, Error> {
     match inner.store.content(digest).await {
-        Ok(content) => {
-            let content = content?;
+        Ok(None) => Ok(None),
+        Ok(Some(content)) => {
             let size_bytes = Some(content.size_bytes());
-            Some(Blob { digest: *digest, size_bytes, outcome, place: Place::Stored(content, inner.store.clone()) })
+            let place = Place::Stored(content, inner.store.clone());
+            Ok(Some(Blob { digest: *digest, size_bytes, outcome, place }))
         }
         Err(error) => {
             tracing::error!(%digest, %error, "stored content cannot be opened; it is fetched again");
-            inner.store.forget(digest).await;
-            None
+            if error.is_about_content() && inner.store.forget(digest).await {
+                return Ok(None);
+            }
+            download(inner, repository, FillKey::own(digest, repository)).await
         }
     }
 }

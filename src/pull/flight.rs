@@ -66,6 +66,13 @@ impl<K: Eq + Hash + Clone, V: Clone> Flights<K, V> {
     }
 }
 
+impl<K: Eq + Hash + Clone, V: Clone> Flights<K, V> {
+    /// Who flies, and where one waits for it.
+    pub(super) fn all(&self) -> Vec<(K, Wait<V>)> {
+        self.table.lock().iter().map(|(key, wait)| (key.clone(), wait.clone())).collect()
+    }
+}
+
 impl<K, V> Table<K, V> {
     /// Held for moments, never across an await.
     fn lock(&self) -> MutexGuard<'_, HashMap<K, Wait<V>>> {
@@ -110,6 +117,12 @@ impl<V: Clone> Wait<V> {
     /// What the leader announced; `None` when it left without a word.
     pub(super) async fn value(mut self) -> Option<V> {
         self.receiver.wait_for(Option::is_some).await.ok()?.clone()
+    }
+
+    /// Waits until the leader has left.
+    pub(super) async fn over(mut self) {
+        // The condition never holds: only the end of the flight ends the wait.
+        let _ = self.receiver.wait_for(|_| false).await;
     }
 
     /// What the leader has announced so far.

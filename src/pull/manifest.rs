@@ -76,7 +76,9 @@ async fn stored(inner: &Inner, digest: &Digest, outcome: Outcome) -> Option<Mani
         }
         Err(error) => {
             tracing::error!(%digest, %error, "a stored manifest cannot be read; it is fetched again");
-            inner.store.forget(digest).await;
+            if error.is_about_content() {
+                inner.store.forget(digest).await;
+            }
             None
         }
     }

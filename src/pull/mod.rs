@@ -21,6 +21,11 @@
 //! immutable stays where it first pointed; the move is remembered, counted and said loudly. `why` tells all of it of one
 //! reference without asking anybody.
 //!
+//! A pin: `image` reads the image's manifests as a pull would and lists all their parts; the store writes them down, or
+//! refuses with the arithmetic; then the keeper (`pin`) fetches what is missing, through the same door as every pull, so
+//! that grants come as usual. It looks again every minute: content that went by damage comes back, and the pin of a tag
+//! follows when a pull has shown that the tag moved.
+//!
 //! What it must never know: HTTP types, status codes, sockets, files, sled, configuration.
 
 mod access;
@@ -29,17 +34,21 @@ mod error;
 mod fill;
 mod flight;
 mod freshness;
+mod image;
 mod listing;
 mod lookahead;
 mod manifest;
 mod outcome;
 mod passthrough;
+mod pin;
+mod progress;
 mod reader;
 mod relay;
 mod tag;
 #[cfg(test)]
 mod tests;
 mod trouble;
+mod warm;
 mod why;
 
 use std::collections::HashMap;
@@ -49,6 +58,7 @@ use std::sync::RwLock;
 use std::time::Duration;
 
 use moka::sync::Cache;
+use tokio::sync::Notify;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -75,10 +85,14 @@ use self::trouble::Troubles;
 pub use self::blob::{Blob, BlobInfo};
 pub use self::error::Error;
 pub use self::freshness::{Policy, TagRule};
+pub use self::image::{Choice, ImageError};
 pub use self::listing::{Referrers, TagPage, TagQuery, is_listing};
 pub use self::manifest::Manifest;
 pub use self::outcome::{Outcome, StaleReason};
+pub use self::pin::{PinFailure, PinState};
+pub use self::progress::{FillProgress, FillStage};
 pub use self::reader::BlobReader;
+pub use self::warm::{WarmError, WarmProgress, Warming};
 pub use self::why::{Right, Source, Verdict, Why};
 pub use crate::store::{Past, ReadError, TagRecord};
 pub use crate::upstream::{EndpointStatus, Health, RateLimit, RegistryStatus, TokenStatus};
@@ -156,28 +170,32 @@ struct Inner {
     closed: Cache<Repository, Instant>,
     /// Downloads that our disk could not take, and until when they are passed through.
     unkept: Cache<Digest, Instant>,
-    fill_policies: HashMap<Registry, FillPolicy>,
-    /// Of one registry, and of all: taken in this order, by downloads only.
-    registry_slots: HashMap<Registry, Semaphore>,
-    fill_slots: Semaphore,
+    limits: RwLock<Arc<Limits>>,
+    /// Pins that the keeper should look at now.
+    pins_changed: Arc<Notify>,
+    pin_problems: pin::Problems,
     tasks: TaskTracker,
     stop: CancellationToken,
+}
+
+/// How much may be downloaded at once, and how.
+struct Limits {
+    fill_policies: HashMap<Registry, FillPolicy>,
+    /// Of one registry, and of all: taken in this order, by downloads only.
+    registry_slots: HashMap<Registry, Arc<Semaphore>>,
+    fill_slots: Arc<Semaphore>,
+    max_fills: usize,
 }
 
 impl Puller {
     /// Joins a store and the upstreams.
     pub fn new(options: Options, store: Store, upstream: Upstream, metrics: Metrics) -> Self {
-        let slots = |registry: &Registry| {
-            let policy = options.fill_policies.get(registry).copied().unwrap_or_default();
-            (registry.clone(), Semaphore::new(policy.max_fills))
-        };
         let inner = Inner {
             store,
             upstream,
             metrics,
-            registry_slots: options.policies.keys().map(slots).collect(),
+            limits: RwLock::new(Arc::new(Limits::new(&options, None))),
             policies: RwLock::new(shared(options.policies)),
-            fill_policies: options.fill_policies,
             fills: Flights::new(),
             documents: Flights::new(),
             checks: Flights::new(),
@@ -188,7 +206,8 @@ impl Puller {
             lookers: Semaphore::new(MAX_LOOKERS),
             closed: Cache::new(MAX_CLOSED),
             unkept: Cache::new(MAX_UNKEPT),
-            fill_slots: Semaphore::new(options.max_fills),
+            pins_changed: Arc::default(),
+            pin_problems: pin::Problems::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         };
@@ -264,12 +283,20 @@ impl Puller {
         self.inner.upstream.status()
     }
 
+    /// Other policies and limits, from the next request on; downloads in progress go on as they began, beside those of
+    /// a limit that has changed.
+    pub fn reconfigure(&self, options: Options) {
+        let limits = Limits::new(&options, Some(&self.inner.limits()));
+        *self.inner.limits.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(limits);
+        self.set_policies(options.policies);
+    }
+
     /// Other credentials for a registry, from the next question on. Tokens that were got with the former are dropped.
     pub fn set_credentials(&self, registry: &Registry, credentials: Option<Credentials>) -> Result<(), SetupError> {
         self.inner.upstream.set_credentials(registry, credentials)
     }
 
-    /// Other policies for the registries that were known at start, from the next request on. Others stay unknown.
+    /// Other policies for the registries that the upstream layer knows, from the next request on. Others stay unknown.
     pub fn set_policies(&self, policies: HashMap<Registry, Policy>) {
         let known = |(registry, _): &(Registry, Policy)| self.inner.upstream.knows(registry);
         let policies = shared(policies.into_iter().filter(known).collect());
@@ -304,8 +331,8 @@ impl Inner {
         if self.policy(repository)?.allows(&repository.name) { Ok(()) } else { Err(Error::NotAllowed) }
     }
 
-    fn slots_of(&self, registry: &Registry) -> &Semaphore {
-        self.registry_slots.get(registry).unwrap_or(&self.fill_slots)
+    fn limits(&self) -> Arc<Limits> {
+        self.limits.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Work that outlives the request that began it, and minds [`Puller::stop`] itself.
@@ -322,5 +349,33 @@ impl Inner {
             stop.run_until_cancelled_owned(work).await;
         };
         self.tasks.spawn(bounded.in_current_span());
+    }
+}
+
+impl Limits {
+    /// Takes over from `before` the slots whose number is the same.
+    fn new(options: &Options, before: Option<&Self>) -> Self {
+        let slots = |registry: &Registry| {
+            let max_fills = options.fill_policies.get(registry).copied().unwrap_or_default().max_fills;
+            let same = before.filter(|before| before.policy(registry).max_fills == max_fills);
+            let slots = same.and_then(|before| before.registry_slots.get(registry)).cloned();
+            (registry.clone(), slots.unwrap_or_else(|| Arc::new(Semaphore::new(max_fills))))
+        };
+        let same = before.filter(|before| before.max_fills == options.max_fills);
+        let fill_slots = same.map(|before| before.fill_slots.clone());
+        Self {
+            registry_slots: options.policies.keys().map(slots).collect(),
+            fill_policies: options.fill_policies.clone(),
+            fill_slots: fill_slots.unwrap_or_else(|| Arc::new(Semaphore::new(options.max_fills))),
+            max_fills: options.max_fills,
+        }
+    }
+
+    fn policy(&self, registry: &Registry) -> FillPolicy {
+        self.fill_policies.get(registry).copied().unwrap_or_default()
+    }
+
+    fn slots_of(&self, registry: &Registry) -> &Semaphore {
+        self.registry_slots.get(registry).unwrap_or(&self.fill_slots)
     }
 }

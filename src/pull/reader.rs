@@ -1,9 +1,8 @@
 //! A blob's bytes for one client, wherever they come from, and where it goes on when that place fails.
 
-use bytes::Bytes;
-
 use crate::oci::ByteRange;
 use crate::oci::Digest;
+use crate::piece::Piece;
 use crate::store::Growing;
 use crate::store::Reader;
 use crate::store::Store;
@@ -62,7 +61,7 @@ impl BlobReader {
     }
 
     /// The next bytes; `None` at the end. After an error the answer must be cut before its promised length.
-    pub async fn next(&mut self) -> Option<Result<Bytes, ReadError>> {
+    pub async fn next(&mut self) -> Option<Result<Piece, ReadError>> {
         loop {
             match &mut self.0 {
                 Source::Growing(following) => match following.next().await {
@@ -80,18 +79,18 @@ impl BlobReader {
                     }
                     return next;
                 }
-                Source::Relayed(reader) => return reader.next().await,
-                Source::Upstream(alone) => return alone.next().await,
+                Source::Relayed(reader) => return reader.next().await.map(|next| next.map(Piece::Bytes)),
+                Source::Upstream(alone) => return alone.next().await.map(|next| next.map(Piece::Bytes)),
             }
         }
     }
 }
 
 impl Following {
-    async fn next(&mut self) -> Option<Result<Bytes, ReadError>> {
+    async fn next(&mut self) -> Option<Result<Piece, ReadError>> {
         let next = self.reader.next().await;
-        if let Some(Ok(bytes)) = &next {
-            self.part.start += bytes.len() as u64;
+        if let Some(Ok(piece)) = &next {
+            self.part.start += piece.size_bytes();
         }
         next
     }

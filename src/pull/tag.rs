@@ -65,14 +65,19 @@ pub(super) async fn resolve(
     if rule.offline || inner.upstream.is_offline(&repository.registry) {
         return unasked(inner, repository, tag, &rule).await;
     }
+    // A tag that is gone has no record, so a fresh one needs no look at those that are absent.
+    let record = match judged(inner, repository, tag, &rule) {
+        Judged::Fresh(record) => return fresh(inner, repository, &record).await,
+        Judged::Check(record) => Some(record),
+        Judged::Unusable => None,
+    };
     let key = (repository.clone(), tag.clone());
     if inner.absent_tags.get(&key).is_some_and(|said_at| said_at.elapsed() < policy.not_found_ttl) {
         return Err(Error::ManifestUnknown { is_remembered: true });
     }
-    let known = match judged(inner, repository, tag, &rule) {
-        Judged::Fresh(record) => return fresh(inner, repository, &record).await,
-        Judged::Check(record) => manifest::granted(inner, repository, &record.digest).await,
-        Judged::Unusable => None,
+    let known = match record {
+        Some(record) => manifest::granted(inner, repository, &record.digest).await,
+        None => None,
     };
     if let Some(known) = &known
         && let Some(advice) = inner.troubles.advice(&repository.registry, &key)
@@ -214,6 +219,7 @@ async fn check(
             if let (Moved::From(from), Subject::Tag) = (moved, subject) {
                 tracing::info!(%repository, %tag, %from, to = %manifest.digest, "a tag moved");
                 inner.metrics.tag_move(repository.registry.as_str(), Move::Followed);
+                inner.pins_changed.notify_one();
             }
             if subject == Subject::Tag {
                 lookahead::begin(inner, repository, &manifest);

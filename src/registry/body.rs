@@ -12,6 +12,7 @@ use tokio_util::sync::ReusableBoxFuture;
 
 use super::exchange::Exchange;
 use super::multipart::Multipart;
+use crate::piece::Piece;
 use crate::pull::{BlobReader, ReadError};
 
 /// The body of an answer. Its size hint is exact whenever the size is known.
@@ -56,23 +57,23 @@ impl Body {
 }
 
 impl http_body::Body for Body {
-    type Data = Bytes;
+    type Data = Piece;
     type Error = ReadError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ReadError>>> {
-        let bytes = match &mut self.content {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Piece>, ReadError>>> {
+        let piece = match &mut self.content {
             Content::Empty => None,
             Content::Full(bytes) if bytes.is_empty() => None,
-            Content::Full(bytes) => Some(Ok(std::mem::take(bytes))),
+            Content::Full(bytes) => Some(Ok(std::mem::take(bytes).into())),
             Content::Blob(stream) => ready!(stream.poll_next(cx)),
             Content::Parts(stream) => ready!(stream.poll_next(cx)),
         };
-        match &bytes {
-            Some(Ok(bytes)) => self.exchange.sent(bytes.len() as u64),
+        match &piece {
+            Some(Ok(piece)) => self.exchange.sent(piece.size_bytes()),
             Some(Err(_)) => {}
             None => self.exchange.ended(),
         }
-        Poll::Ready(bytes.map(|bytes| bytes.map(Frame::data)))
+        Poll::Ready(piece.map(|piece| piece.map(Frame::data)))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -86,25 +87,25 @@ impl http_body::Body for Body {
 
 // === Streamed ===
 
-/// Something read chunk by chunk.
-pub(super) trait Chunks: Send + 'static {
+/// Something read piece by piece.
+pub(super) trait Pieces: Send + 'static {
     /// Why reading stopped early.
     type Error: Send + 'static;
 
-    /// The next chunk; `None` after the last.
-    fn next_chunk(&mut self) -> impl Future<Output = Option<Result<Bytes, Self::Error>>> + Send;
+    /// The next piece; `None` after the last.
+    fn next_piece(&mut self) -> impl Future<Output = Option<Result<Piece, Self::Error>>> + Send;
 }
 
-impl Chunks for BlobReader {
+impl Pieces for BlobReader {
     type Error = ReadError;
 
-    async fn next_chunk(&mut self) -> Option<Result<Bytes, ReadError>> {
+    async fn next_piece(&mut self) -> Option<Result<Piece, ReadError>> {
         self.next().await
     }
 }
 
-/// Polls a reader without allocating per chunk. Never yields more than the promised number of bytes.
-pub(super) struct Streamed<R: Chunks> {
+/// Polls a reader without allocating per piece. Never yields more than the promised number of bytes.
+pub(super) struct Streamed<R: Pieces> {
     /// The read in progress, which holds the reader.
     reading: ReusableBoxFuture<'static, ReadStep<R>>,
     /// Bytes still promised; `None` when the size is unknown.
@@ -113,20 +114,20 @@ pub(super) struct Streamed<R: Chunks> {
     finished: bool,
 }
 
-type ReadStep<R> = (R, Option<Result<Bytes, <R as Chunks>::Error>>);
+type ReadStep<R> = (R, Option<Result<Piece, <R as Pieces>::Error>>);
 
-async fn step<R: Chunks>(mut reader: R) -> ReadStep<R> {
-    let chunk = reader.next_chunk().await;
-    (reader, chunk)
+async fn step<R: Pieces>(mut reader: R) -> ReadStep<R> {
+    let piece = reader.next_piece().await;
+    (reader, piece)
 }
 
-impl<R: Chunks> Streamed<R> {
+impl<R: Pieces> Streamed<R> {
     /// A body of `size_bytes`, or of as much as there is.
     pub(super) fn new(reader: R, size_bytes: Option<u64>) -> Self {
         Self { reading: ReusableBoxFuture::new(step(reader)), remaining: size_bytes, failure: None, finished: false }
     }
 
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, R::Error>>> {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Piece, R::Error>>> {
         if let Some(failure) = self.failure.take() {
             self.finished = true;
             return Poll::Ready(Some(Err(failure)));
@@ -134,15 +135,15 @@ impl<R: Chunks> Streamed<R> {
         if self.finished {
             return Poll::Ready(None);
         }
-        let (reader, chunk) = ready!(self.reading.poll(cx));
-        match chunk {
-            Some(Ok(mut chunk)) => {
+        let (reader, piece) = ready!(self.reading.poll(cx));
+        match piece {
+            Some(Ok(mut piece)) => {
                 self.reading.set(step(reader));
                 if let Some(remaining) = &mut self.remaining {
-                    chunk.truncate(usize::try_from(*remaining).unwrap_or(usize::MAX));
-                    *remaining -= chunk.len() as u64;
+                    piece.truncate(*remaining);
+                    *remaining -= piece.size_bytes();
                 }
-                Poll::Ready(Some(Ok(chunk)))
+                Poll::Ready(Some(Ok(piece)))
             }
             Some(Err(failure)) => {
                 // The server drops what it has buffered when a body fails. One more turn lets it send that first, at
@@ -159,7 +160,7 @@ impl<R: Chunks> Streamed<R> {
     }
 }
 
-impl<R: Chunks> fmt::Debug for Streamed<R> {
+impl<R: Pieces> fmt::Debug for Streamed<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Streamed").field("remaining", &self.remaining).finish_non_exhaustive()
     }
@@ -170,15 +171,15 @@ mod tests {
     use super::*;
     use std::future::poll_fn;
 
-    /// Chunks, then perhaps an error; the first read of each waits once.
+    /// Pieces, then perhaps an error; the first read of each waits once.
     struct Script(Vec<Result<&'static [u8], &'static str>>);
 
-    impl Chunks for Script {
+    impl Pieces for Script {
         type Error = &'static str;
 
-        async fn next_chunk(&mut self) -> Option<Result<Bytes, &'static str>> {
+        async fn next_piece(&mut self) -> Option<Result<Piece, &'static str>> {
             tokio::task::yield_now().await;
-            (!self.0.is_empty()).then(|| self.0.remove(0).map(Bytes::from_static))
+            (!self.0.is_empty()).then(|| self.0.remove(0).map(|bytes| Bytes::from_static(bytes).into()))
         }
     }
 
@@ -186,7 +187,7 @@ mod tests {
         let mut bytes = Vec::new();
         loop {
             match poll_fn(|cx| stream.poll_next(cx)).await {
-                Some(Ok(chunk)) => bytes.extend_from_slice(&chunk),
+                Some(Ok(piece)) => bytes.extend_from_slice(&piece.into_bytes().unwrap()),
                 Some(Err(error)) => return (bytes, Some(error), stream.remaining),
                 None => return (bytes, None, stream.remaining),
             }
@@ -211,13 +212,13 @@ mod tests {
     async fn an_error_comes_one_turn_after_the_bytes_before_it() {
         let mut stream = Streamed::new(Script(vec![Ok(b"abc"), Err("cut")]), Some(9));
         let first = poll_fn(|cx| stream.poll_next(cx)).await;
-        assert_eq!(first, Some(Ok(Bytes::from_static(b"abc"))));
+        assert_eq!(first.unwrap().unwrap().into_bytes().unwrap(), "abc");
         let mut turns = 0;
         let error = poll_fn(|cx| {
             turns += 1;
             stream.poll_next(cx)
         });
-        assert_eq!(error.await, Some(Err("cut")));
+        assert_eq!(error.await.unwrap().unwrap_err(), "cut");
         assert_eq!(turns, 3, "one for the reader, one for the server to flush");
         assert_eq!(stream.remaining, Some(6), "the promise stays broken");
     }

@@ -24,6 +24,9 @@ pub(super) enum Part {
 
 /// Whether the client has this content already. Clients send the tag quoted, bare or weak, alone or in a list.
 pub(super) fn is_held(headers: &HeaderMap, digest: &Digest) -> bool {
+    if !headers.contains_key(IF_NONE_MATCH) {
+        return false;
+    }
     let values = headers.get_all(IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
     let digest = digest.to_string();
     values.flat_map(|value| value.split(',')).map(str::trim).any(|tag| {

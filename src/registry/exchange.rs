@@ -5,14 +5,21 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use bytes::Bytes;
 use http::request::Parts;
+use http::{HeaderValue, Method, Uri};
+use opentelemetry::global;
+use opentelemetry_http::HeaderExtractor;
 use tracing::field::Empty;
 use tracing::{Span, info, info_span};
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 use super::reply::Provenance;
 use super::target::Target;
 use crate::metrics::{Kind, Metrics, Source};
 
+/// The header of a W3C trace context.
+const TRACE_PARENT: &str = "traceparent";
 /// Longest request id of a client that is kept.
 const MAX_REQUEST_ID_CHARS: usize = 128;
 /// How many sent bytes may wait before they are counted, so that a long download shows while it runs.
@@ -28,9 +35,9 @@ pub(super) struct Exchange {
     started: Instant,
     metrics: Metrics,
     span: Span,
-    method: String,
-    path: String,
-    request_id: String,
+    method: Method,
+    uri: Uri,
+    request_id: HeaderValue,
     kind: Kind,
     target: Option<Target>,
     status: Option<u16>,
@@ -46,16 +53,29 @@ pub(super) struct Exchange {
 impl Exchange {
     /// Starts the clock.
     pub(super) fn begin(request: &Parts, metrics: Metrics) -> Self {
-        let given = request.headers.get("x-request-id").and_then(|value| value.to_str().ok());
-        let request_id = given.filter(|id| is_sane(id)).map_or_else(next_request_id, str::to_owned);
-        let (method, path) = (request.method.to_string(), request.uri.path().to_owned());
-        let span = info_span!("request", method, path, request_id, kind = Empty, status = Empty, outcome = Empty);
+        let given = request.headers.get("x-request-id").filter(|value| value.to_str().is_ok_and(is_sane));
+        let request_id = given.cloned().unwrap_or_else(next_request_id);
+        let (method, uri) = (request.method.clone(), request.uri.clone());
+        let span = info_span!(
+            "request",
+            method = method.as_str(),
+            path = uri.path(),
+            request_id = text(&request_id),
+            kind = Empty,
+            status = Empty,
+            outcome = Empty
+        );
+        if request.headers.contains_key(TRACE_PARENT) {
+            // Taken in only where spans are exported: without that nobody reads it.
+            let parent = global::get_text_map_propagator(|known| known.extract(&HeaderExtractor(&request.headers)));
+            let _ = span.set_parent(parent);
+        }
         Self {
             started: Instant::now(),
             metrics,
             span,
             method,
-            path,
+            uri,
             request_id,
             kind: Kind::Other,
             target: None,
@@ -76,7 +96,7 @@ impl Exchange {
     }
 
     /// A token: safe in a header and a log.
-    pub(super) fn request_id(&self) -> &str {
+    pub(super) fn request_id(&self) -> &HeaderValue {
         &self.request_id
     }
 
@@ -148,8 +168,8 @@ impl Drop for Exchange {
         let repository = self.target.as_ref().and_then(|target| target.repository.as_ref());
         info!(
             parent: None,
-            method = self.method,
-            path = self.path,
+            method = self.method.as_str(),
+            path = self.uri.path(),
             registry = self.registry(),
             repository = repository.map(|repository| display(&repository.name)),
             kind = self.kind.as_str(),
@@ -159,7 +179,7 @@ impl Drop for Exchange {
             bytes = self.sent_bytes,
             complete = self.is_complete(),
             duration_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
-            request_id = self.request_id,
+            request_id = text(&self.request_id),
             "request"
         );
     }
@@ -171,11 +191,16 @@ fn is_sane(request_id: &str) -> bool {
 }
 
 /// Unique within the process by its counter, and among processes by a random prefix.
-fn next_request_id() -> String {
+fn next_request_id() -> HeaderValue {
     static PREFIX: OnceLock<u64> = OnceLock::new();
     static COUNTER: AtomicU64 = AtomicU64::new(1);
     let prefix = PREFIX.get_or_init(|| RandomState::new().build_hasher().finish());
-    format!("{prefix:016x}-{:x}", COUNTER.fetch_add(1, Ordering::Relaxed))
+    let id = format!("{prefix:016x}-{:x}", COUNTER.fetch_add(1, Ordering::Relaxed));
+    HeaderValue::from_maybe_shared(Bytes::from(id)).expect("hexadecimal digits are a header's value")
+}
+
+fn text(request_id: &HeaderValue) -> &str {
+    request_id.to_str().unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -193,7 +218,7 @@ mod tests {
             assert!(!is_sane(id), "{id}");
         }
         let (first, second) = (next_request_id(), next_request_id());
-        assert!(is_sane(&first) && first != second);
+        assert!(is_sane(text(&first)) && first != second);
     }
 
     fn exchange() -> Exchange {

@@ -5,8 +5,9 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 
 use bytes::Bytes;
 
-use super::body::Chunks;
+use super::body::Pieces;
 use crate::oci::{ByteRange, ContentRange};
+use crate::piece::Piece;
 
 /// A body of parts, in the order given. Knows its size before anything is read; reads one part after the other.
 pub(super) struct Multipart<R> {
@@ -24,7 +25,7 @@ struct Section<R> {
     reader: R,
 }
 
-impl<R: Chunks> Multipart<R> {
+impl<R: Pieces> Multipart<R> {
     /// Parts of content of `total_bytes` in all, each with a reader of exactly these bytes.
     pub(super) fn new(total_bytes: u64, parts: Vec<(ByteRange, R)>) -> Self {
         Self::with_boundary(new_boundary(), total_bytes, parts)
@@ -61,19 +62,19 @@ impl<R: Chunks> Multipart<R> {
     }
 }
 
-impl<R: Chunks> Chunks for Multipart<R> {
+impl<R: Pieces> Pieces for Multipart<R> {
     type Error = R::Error;
 
-    async fn next_chunk(&mut self) -> Option<Result<Bytes, R::Error>> {
+    async fn next_piece(&mut self) -> Option<Result<Piece, R::Error>> {
         if let Some((reader, rest_bytes)) = &mut self.open {
-            match reader.next_chunk().await {
-                Some(Ok(mut chunk)) => {
-                    chunk.truncate(usize::try_from(*rest_bytes).unwrap_or(usize::MAX));
-                    *rest_bytes -= chunk.len() as u64;
+            match reader.next_piece().await {
+                Some(Ok(mut piece)) => {
+                    piece.truncate(*rest_bytes);
+                    *rest_bytes -= piece.size_bytes();
                     if *rest_bytes == 0 {
                         self.open = None;
                     }
-                    return Some(Ok(chunk));
+                    return Some(Ok(piece));
                 }
                 // Also a part that ends early: whatever followed would stand in its place.
                 failed => {
@@ -85,9 +86,9 @@ impl<R: Chunks> Chunks for Multipart<R> {
         match self.parts.pop_front() {
             Some(part) => {
                 self.open = Some((part.reader, part.size_bytes));
-                Some(Ok(part.head))
+                Some(Ok(part.head.into()))
             }
-            None => self.closing.take().map(Ok),
+            None => self.closing.take().map(|closing| Ok(closing.into())),
         }
     }
 }
@@ -112,14 +113,14 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Chunks of some content, then perhaps a failure.
+    /// Pieces of some content, then perhaps a failure.
     struct Script(VecDeque<Result<Bytes, &'static str>>);
 
-    impl Chunks for Script {
+    impl Pieces for Script {
         type Error = &'static str;
 
-        async fn next_chunk(&mut self) -> Option<Result<Bytes, &'static str>> {
-            self.0.pop_front()
+        async fn next_piece(&mut self) -> Option<Result<Piece, &'static str>> {
+            self.0.pop_front().map(|next| next.map(Piece::Bytes))
         }
     }
 
@@ -133,10 +134,10 @@ mod tests {
         runtime.block_on(async {
             let mut bytes = Vec::new();
             loop {
-                match body.next_chunk().await {
-                    Some(Ok(chunk)) => bytes.extend_from_slice(&chunk),
+                match body.next_piece().await {
+                    Some(Ok(piece)) => bytes.extend_from_slice(&piece.into_bytes().unwrap()),
                     Some(Err(error)) => {
-                        assert_eq!(body.next_chunk().await, None, "nothing follows a failure");
+                        assert!(body.next_piece().await.is_none(), "nothing follows a failure");
                         return (bytes, Some(error));
                     }
                     None => return (bytes, None),

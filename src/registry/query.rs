@@ -61,7 +61,7 @@ pub(super) struct Query {
 impl Query {
     /// Reads what follows the `?`.
     pub(super) fn parse(raw: Option<&str>) -> Result<Self, BadQuery> {
-        let raw = raw.unwrap_or_default();
+        let Some(raw) = raw else { return Ok(Self::default()) };
         if raw.len() > MAX_QUERY_BYTES {
             return Err(BadQuery::TooLong);
         }

@@ -24,6 +24,8 @@ const NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
+/// As many as an answer has, so that their table is made once.
+const MAX_HEADERS: usize = 16;
 /// What a digest names never changes.
 const FOREVER: HeaderValue = HeaderValue::from_static("max-age=31536000");
 
@@ -101,7 +103,7 @@ pub(super) struct Reply {
 
 impl Reply {
     fn new(status: StatusCode, content: Content, provenance: Provenance) -> Self {
-        Self { status, headers: HeaderMap::new(), content, provenance }
+        Self { status, headers: HeaderMap::with_capacity(MAX_HEADERS), content, provenance }
     }
 
     fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
@@ -111,7 +113,9 @@ impl Reply {
 
     /// The headers by which clients check content.
     fn identified(self, digest: &Digest) -> Self {
-        self.with(CONTENT_DIGEST, ascii(digest.to_string())).with(ETAG, ascii(format!("\"{digest}\"")))
+        let quoted = Bytes::from(format!("\"{digest}\""));
+        let bare = quoted.slice(1..quoted.len() - 1);
+        self.with(CONTENT_DIGEST, ascii(bare)).with(ETAG, ascii(quoted))
     }
 
     /// `GET /v2/`.
@@ -224,9 +228,9 @@ impl Reply {
         headers.insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
         headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         headers.insert(CACHE_STATUS, self.provenance.cache_status.clone());
-        headers.insert(REQUEST_ID, ascii(exchange.request_id().to_owned()));
+        headers.insert(REQUEST_ID, exchange.request_id().clone());
         if let Some(target) = exchange.target() {
-            headers.insert(NAMESPACE, ascii(target.registry.to_string()));
+            headers.insert(NAMESPACE, ascii(Bytes::copy_from_slice(target.registry.as_str().as_bytes())));
         }
         if let Some(warning) = self.provenance.warning.take() {
             headers.insert(WARNING, warning);
@@ -244,8 +248,8 @@ fn whole_seconds(wait: Duration) -> u64 {
     wait.as_secs() + u64::from(wait.subsec_nanos() > 0)
 }
 
-fn ascii(text: String) -> HeaderValue {
-    HeaderValue::try_from(text)
+fn ascii(text: impl Into<Bytes>) -> HeaderValue {
+    HeaderValue::from_maybe_shared(text.into())
         .expect("registries, digests, media types and links are printable ASCII by their grammar")
 }
 

@@ -1,22 +1,21 @@
 //! One connection from accept to close.
 
 use std::convert::Infallible;
-use std::error::Error;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use bytes::Buf;
 use http::{Request, Response, Version};
+use http_body::Body;
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
+use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
@@ -25,14 +24,23 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use super::Options;
-use super::socket::Socket;
+use super::outgoing::{BoxError, OutgoingBody, Way};
+use super::socket::{Socket, Speech};
+use super::tls::{Tls, is_h2};
+use crate::piece::Piece;
 
 /// Rest after a failed `accept`: descriptors come back when connections end, not by asking again at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Longest request head, in bytes.
-const MAX_HEADER_BYTES: usize = 32 * 1024;
+const MAX_HEADER_BYTES: u32 = 32 * 1024;
 /// Most headers of a request.
 const MAX_HEADERS: usize = 100;
+/// What is read of files ahead of what an encrypted connection takes: one piece that is being sent and one behind it.
+const READ_AHEAD_BYTES: usize = 64 * 1024;
+/// Requests at once of one HTTP/2 connection; further ones wait at the client.
+const MAX_STREAMS: u32 = 128;
+/// How often the other end of an HTTP/2 connection is asked whether it is still there, and how long it may take to say so.
+const PING: Duration = Duration::from_secs(20);
 /// How long a closed connection is kept for what the client is still sending.
 pub(super) const LINGER: Duration = Duration::from_secs(2);
 /// How much of it is read.
@@ -53,6 +61,10 @@ const TOO_MANY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
 #[derive(Clone)]
 pub(super) struct Connections {
     http: http1::Builder,
+    https: http1::Builder,
+    http2: http2::Builder<TokioExecutor>,
+    header_timeout: Duration,
+    tls: Option<Tls>,
     permits: Arc<Semaphore>,
     refusals: Arc<Semaphore>,
     tasks: TaskTracker,
@@ -67,10 +79,24 @@ impl Connections {
         http.timer(TokioTimer::new())
             .header_read_timeout(options.header_timeout)
             .half_close(true)
-            .max_header_size(MAX_HEADER_BYTES)
+            .max_header_size(MAX_HEADER_BYTES as usize)
             .max_headers(MAX_HEADERS);
+        let mut https = http.clone();
+        https.max_buf_size(READ_AHEAD_BYTES);
+        let mut http2 = http2::Builder::new(TokioExecutor::new());
+        http2
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(MAX_STREAMS)
+            .max_header_list_size(MAX_HEADER_BYTES)
+            .max_send_buf_size(READ_AHEAD_BYTES)
+            .keep_alive_interval(PING)
+            .keep_alive_timeout(PING);
         Self {
             http,
+            https,
+            http2,
+            header_timeout: options.header_timeout,
+            tls: options.tls.clone(),
             permits: Arc::new(Semaphore::new(options.max_connections.min(Semaphore::MAX_PERMITS))),
             refusals: Arc::new(Semaphore::new(MAX_REFUSALS)),
             tasks: TaskTracker::new(),
@@ -101,9 +127,9 @@ impl Connections {
     where
         H: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<B>> + Send + 'static,
-        B: http_body::Body + Send + 'static,
-        B::Data: Buf + Send,
-        B::Error: Into<Box<dyn Error + Send + Sync>>,
+        B: Body + Unpin + Send + 'static,
+        B::Data: Into<Piece>,
+        B::Error: Into<BoxError>,
     {
         while let Some(accepted) = self.shutdown.run_until_cancelled(listener.accept()).await {
             let (stream, peer) = match accepted {
@@ -131,36 +157,29 @@ impl Connections {
     async fn serve<H, F, B>(self, stream: TcpStream, peer: SocketAddr, handler: H)
     where
         H: Fn(Request<Incoming>) -> F,
-        F: Future<Output = Response<B>>,
-        B: http_body::Body + 'static,
-        B::Error: Into<Box<dyn Error + Send + Sync>>,
+        F: Future<Output = Response<B>> + Send + 'static,
+        B: Body + Unpin + Send + 'static,
+        B::Data: Into<Piece>,
+        B::Error: Into<BoxError>,
     {
         if let Err(error) = stream.set_nodelay(true) {
             debug!(%peer, %error, "connection gone at once");
             return;
         }
-        let (socket, returned) = Socket::new(stream, peer);
+        let speech = if self.tls.is_some() { Speech::Tls } else { Speech::Plain };
+        let (socket, returned) = Socket::new(stream, peer, speech);
         let ends_by_closing = socket.ends_by_closing();
-        let served = {
-            let service = service_fn(|request| {
-                let (is_old, ends_by_closing) = (request.version() == Version::HTTP_10, ends_by_closing.clone());
-                let response = handler(request);
-                async move {
-                    let response = response.await;
-                    if is_old && response.body().size_hint().exact().is_none() {
-                        ends_by_closing.store(true, Ordering::Relaxed);
-                    }
-                    Ok::<_, Infallible>(response)
-                }
-            });
-            let mut connection = pin!(self.http.serve_connection(TokioIo::new(socket), service));
-            match self.shutdown.run_until_cancelled(connection.as_mut()).await {
-                Some(served) => served,
-                None => {
-                    connection.as_mut().graceful_shutdown();
-                    connection.await
-                }
+        let served = match &self.tls {
+            None => {
+                let way = Way::Send(socket.outbox());
+                self.serve_h1(&self.http, socket, way, &ends_by_closing, handler).await
             }
+            Some(tls) => match timeout(self.header_timeout, tls.accept(socket)).await {
+                Ok(Ok(stream)) if is_h2(&stream) => self.serve_h2(stream, handler).await,
+                Ok(Ok(stream)) => self.serve_h1(&self.https, stream, Way::Read, &ends_by_closing, handler).await,
+                Ok(Err(error)) => Err(error.into()),
+                Err(elapsed) => Err(elapsed.into()),
+            },
         };
         if let Err(error) = &served {
             let cause = error.source().map(ToString::to_string);
@@ -171,6 +190,82 @@ impl Connections {
             && (served.is_err() || !closing.ended_by_client)
         {
             close(closing.stream, served.is_err() || !self.shutdown.is_cancelled()).await;
+        }
+    }
+
+    async fn serve_h1<S, H, F, B>(
+        &self,
+        http: &http1::Builder,
+        stream: S,
+        way: Way,
+        ends_by_closing: &Arc<AtomicBool>,
+        handler: H,
+    ) -> Result<(), BoxError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+        H: Fn(Request<Incoming>) -> F,
+        F: Future<Output = Response<B>>,
+        B: Body + Unpin + 'static,
+        B::Data: Into<Piece>,
+        B::Error: Into<BoxError>,
+    {
+        let service = service_fn(|request| {
+            let is_old = request.version() == Version::HTTP_10;
+            let (ends_by_closing, way) = (ends_by_closing.clone(), way.clone());
+            let response = handler(request);
+            async move {
+                let response = response.await;
+                if is_old && response.body().size_hint().exact().is_none() {
+                    ends_by_closing.store(true, Ordering::Relaxed);
+                }
+                Ok::<_, Infallible>(response.map(|body| OutgoingBody::new(body, way)))
+            }
+        });
+        let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
+        match self.shutdown.run_until_cancelled(connection.as_mut()).await {
+            Some(served) => Ok(served?),
+            None => {
+                connection.as_mut().graceful_shutdown();
+                Ok(connection.await?)
+            }
+        }
+    }
+
+    /// The HTTP library lets an HTTP/2 connection be idle for ever; here it ends as one of HTTP/1.1 does.
+    async fn serve_h2<S, H, F, B>(&self, stream: S, handler: H) -> Result<(), BoxError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+        H: Fn(Request<Incoming>) -> F,
+        F: Future<Output = Response<B>> + Send + 'static,
+        B: Body + Unpin + Send + 'static,
+        B::Data: Into<Piece>,
+        B::Error: Into<BoxError>,
+    {
+        let open = Arc::new(());
+        let requests = AtomicUsize::new(0);
+        let service = service_fn(|request| {
+            requests.fetch_add(1, Ordering::Relaxed);
+            let (response, open) = (handler(request), open.clone());
+            async move { Ok::<_, Infallible>(response.await.map(|body| OutgoingBody::counted(body, Way::Read, open))) }
+        });
+        let mut connection = pin!(self.http2.serve_connection(TokioIo::new(stream), service));
+        let mut is_ending = false;
+        loop {
+            let before = requests.load(Ordering::Relaxed);
+            let turn = timeout(self.header_timeout, connection.as_mut());
+            match self.shutdown.run_until_cancelled(turn).await {
+                Some(Ok(served)) => return Ok(served?),
+                Some(Err(_)) if Arc::strong_count(&open) > 1 || requests.load(Ordering::Relaxed) != before => {}
+                Some(Err(elapsed)) if is_ending => return Err(elapsed.into()),
+                Some(Err(_)) => {
+                    is_ending = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+                None => {
+                    connection.as_mut().graceful_shutdown();
+                    return Ok(connection.await?);
+                }
+            }
         }
     }
 

@@ -1,6 +1,11 @@
-//! Listeners and connections of the plain HTTP/1.1 port.
+//! Listeners and connections of the registry port: plain HTTP/1.1, or TLS with HTTP/2 and HTTP/1.1.
 //!
 //! What it is for: binding, accepting, limiting, and letting go of connections; a handler is given each request.
+//!
+//! A connection is accepted, gets one of a limited number of places (or is told 503), with TLS shakes hands and settles
+//! on a protocol, and then serves requests until it is idle for too long, takes nothing for too long, or ends. The pieces
+//! of a body go out as [`outgoing`] says: ranges of files by `sendfile` from the plain socket, or read in pooled buffers
+//! and encrypted.
 //!
 //! What it promises: `accept` survives running out of descriptors; a connection that sends nothing, or takes nothing,
 //! is closed; an answer that fails half-way ends with FIN, so that the client can resume (with RST where HTTP/1.0
@@ -10,18 +15,19 @@
 //! What it must never know: registries, content, the store, configuration files. Requests and responses are opaque.
 
 mod connection;
+mod outgoing;
 mod socket;
 #[cfg(test)]
 mod tests;
+mod tls;
 
-use std::error::Error;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use bytes::Buf;
 use http::{Request, Response};
+use http_body::Body;
 use hyper::body::Incoming;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -30,6 +36,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use self::connection::Connections;
+use self::outgoing::BoxError;
+use crate::piece::Piece;
+
+pub use self::tls::{Pem, Tls, TlsError};
 
 /// Where to listen, and the limits.
 #[derive(Clone, Debug)]
@@ -42,6 +52,8 @@ pub struct Options {
     pub header_timeout: Duration,
     /// Longest time for answers in flight after the shutdown began.
     pub shutdown_grace: Duration,
+    /// The certificates, when all addresses speak TLS.
+    pub tls: Option<Tls>,
 }
 
 /// An address could not be bound.
@@ -100,9 +112,9 @@ impl Listeners {
     where
         H: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<B>> + Send + 'static,
-        B: http_body::Body + Send + 'static,
-        B::Data: Buf + Send,
-        B::Error: Into<Box<dyn Error + Send + Sync>>,
+        B: Body + Unpin + Send + 'static,
+        B::Data: Into<Piece>,
+        B::Error: Into<BoxError>,
     {
         let connections = Connections::new(&self.options, shutdown.clone());
         let mut accepting = JoinSet::new();

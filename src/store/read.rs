@@ -1,27 +1,27 @@
-//! Readers of content, and how bytes leave files: pooled `preadv2(RWF_NOWAIT)`, off-thread when the page cache has them not.
+//! Readers of content: where the next bytes are, in memory or in which part of which file.
 
 use std::fs::File;
 use std::io;
-use std::io::IoSliceMut;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::PoisonError;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use rustix::io::Errno;
-use rustix::io::ReadWriteFlags;
+
+use crate::piece::FileRange;
+use crate::piece::Piece;
+use crate::piece::Residency;
 
 use super::blocking;
 use super::spool::Follower;
 
-/// The flat optimum of read sizes; see the measurements in `benches/`.
-const CHUNK_BYTES: usize = 256 * 1024;
-/// Chunks kept for reuse; more are given back to the allocator.
-const POOLED_CHUNKS: usize = 64;
+/// Most bytes of a file that are handed on at once. They are looked for in the page cache just before, so more would
+/// have more time to leave it.
+const PIECE_BYTES: u64 = 1024 * 1024;
+/// Less than that is read and sent with the head of its answer: one system call instead of two.
+const SMALL_PIECE_BYTES: u64 = 64 * 1024;
+/// How far ahead of a reader a cold file is asked for.
+const PREFETCH_BYTES: u64 = 4 * 1024 * 1024;
 
 /// A body must be cut short: what was promised cannot be delivered.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -69,77 +69,75 @@ impl Reader {
         Self { source: Source::Spool(follower) }
     }
 
-    /// The next bytes, at most 256 KiB from a file; `None` at the end. After an error nothing more comes.
-    pub async fn next(&mut self) -> Option<Result<Bytes, ReadError>> {
+    /// The next bytes; `None` at the end. After an error nothing more comes. A piece of a file is in the page cache, as
+    /// far as can be told.
+    pub async fn next(&mut self) -> Option<Result<Piece, ReadError>> {
         match &mut self.source {
             Source::Memory(bytes) if bytes.is_empty() => None,
-            Source::Memory(bytes) => Some(Ok(std::mem::take(bytes))),
+            Source::Memory(bytes) => Some(Ok(std::mem::take(bytes).into())),
             Source::File { rest, .. } if rest.is_empty() => None,
             Source::File { file, rest } => {
-                let read = read_some(file, rest.clone()).await;
-                if let Ok(bytes) = &read {
-                    rest.start += bytes.len() as u64;
+                let piece = next_piece(file, rest.clone()).await;
+                if let Ok(piece) = &piece {
+                    rest.start += piece.size_bytes();
                 }
-                Some(read)
+                Some(piece)
             }
             Source::Spool(follower) => {
                 let (file, range) = match follower.next().await? {
                     Ok(place) => place,
                     Err(error) => return Some(Err(error)),
                 };
-                let read = read_some(&file, range).await;
-                if let Ok(bytes) = &read {
-                    follower.advance(bytes.len() as u64);
+                let piece = next_piece(&file, range).await;
+                if let Ok(piece) = &piece {
+                    follower.advance(piece.size_bytes());
                 }
-                Some(read)
+                Some(piece)
             }
         }
     }
 }
 
-/// At least one byte from the start of a non-empty range.
-async fn read_some(file: &Arc<File>, range: Range<u64>) -> Result<Bytes, ReadError> {
-    let size_bytes = usize::try_from(range.end - range.start).unwrap_or(CHUNK_BYTES).min(CHUNK_BYTES);
-    let mut chunk = Chunk::take();
-    let read = match read_cached(file, &mut chunk.buffer[..size_bytes], range.start) {
-        Some(read) => read,
-        None => {
-            let file = file.clone();
-            let read;
-            (chunk, read) = blocking(move || {
-                let read = file.read_at(&mut chunk.buffer[..size_bytes], range.start);
-                (chunk, read)
-            })
-            .await;
-            read
-        }
-    };
-    match read {
-        Ok(0) => Err(ReadError::Disk("the file is shorter than its content".into())),
-        Ok(size_bytes) => {
-            chunk.size_bytes = size_bytes;
-            Ok(Bytes::from_owner(chunk))
-        }
-        Err(error) => Err(ReadError::Disk(error.to_string().into())),
+#[cfg(test)]
+impl Reader {
+    /// The next piece, read where it is in a file.
+    pub(super) async fn next_bytes(&mut self) -> Option<Result<Bytes, ReadError>> {
+        let next = self.next().await?;
+        Some(next.and_then(|piece| piece.into_bytes().map_err(ReadError::of_disk)))
     }
 }
 
-/// Some file systems refuse `RWF_NOWAIT`: they are then always read off-thread.
-static NOWAIT_WORKS: AtomicBool = AtomicBool::new(true);
-
-/// `None` when the bytes are not in the page cache, or that cannot be known.
-fn read_cached(file: &File, buffer: &mut [u8], position: u64) -> Option<io::Result<usize>> {
-    if !NOWAIT_WORKS.load(Ordering::Relaxed) {
-        return None;
-    }
-    match rustix::io::preadv2(file, &mut [IoSliceMut::new(buffer)], position, ReadWriteFlags::NOWAIT) {
-        Ok(read) => Some(Ok(read)),
-        Err(Errno::AGAIN | Errno::INTR) => None,
-        Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {
-            NOWAIT_WORKS.store(false, Ordering::Relaxed);
-            None
+/// At least one byte from the start of a non-empty range: as a part of the file when that can be sent without waiting for
+/// the disk, else read off-thread.
+async fn next_piece(file: &Arc<File>, range: Range<u64>) -> Result<Piece, ReadError> {
+    let end = range.end.min(range.start.saturating_add(PIECE_BYTES));
+    let next = FileRange::new(file.clone(), range.start..end);
+    if next.size_bytes() < SMALL_PIECE_BYTES {
+        if let Some(read) = next.read_cached() {
+            return read.map(Piece::Bytes).map_err(ReadError::of_disk);
         }
-        Err(error) => Some(Err(error.into())),
+    } else {
+        match next.residency() {
+            Residency::Cached => return Ok(Piece::File(next)),
+            Residency::Short => return Err(ReadError::of_disk(io::ErrorKind::UnexpectedEof.into())),
+            Residency::Uncertain => {}
+        }
+    }
+    let ahead = range.start..range.end.min(range.start.saturating_add(PREFETCH_BYTES));
+    let ahead = FileRange::new(file.clone(), ahead);
+    let read = blocking(move || {
+        ahead.prefetch();
+        next.read()
+    });
+    read.await.map(Piece::Bytes).map_err(ReadError::of_disk)
+}
+
+impl ReadError {
+    fn of_disk(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::UnexpectedEof => Self::Disk("the file is shorter than its content".into()),
+            _ => Self::Disk(error.to_string().into()),
+        }
     }
 }
 
@@ -149,38 +147,4 @@ pub(super) fn read_exact_at(file: &File, position: u64, size_bytes: u64) -> io::
     let mut bytes = vec![0; size_bytes];
     file.read_exact_at(&mut bytes, position)?;
     Ok(bytes.into())
-}
-
-// === Chunk ===
-
-static POOL: Mutex<Vec<Box<[u8]>>> = Mutex::new(Vec::new());
-
-/// A buffer that goes back to the pool when the last `Bytes` of it is dropped.
-struct Chunk {
-    buffer: Box<[u8]>,
-    size_bytes: usize,
-}
-
-impl Chunk {
-    /// The last one given back: it is likely still in the CPU's cache.
-    fn take() -> Self {
-        let pooled = POOL.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let buffer = pooled.unwrap_or_else(|| vec![0; CHUNK_BYTES].into_boxed_slice());
-        Self { buffer, size_bytes: 0 }
-    }
-}
-
-impl AsRef<[u8]> for Chunk {
-    fn as_ref(&self) -> &[u8] {
-        &self.buffer[..self.size_bytes]
-    }
-}
-
-impl Drop for Chunk {
-    fn drop(&mut self) {
-        let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
-        if pool.len() < POOLED_CHUNKS {
-            pool.push(std::mem::take(&mut self.buffer));
-        }
-    }
 }

@@ -166,7 +166,7 @@ fn replay(
             }
             Change::Fact(digest, fact) => catalog.learn(digest, fact),
             Change::Forget(digest) => catalog.remove(digest).is_some(),
-            Change::Revoke(digest, repository) => catalog.revoke(repository, digest),
+            Change::Revoke(digest, repository) => catalog.purge_grant(digest, repository),
             Change::Tag(repository, tag, record) => {
                 let known = catalog.tag(repository, tag);
                 match record {

@@ -55,7 +55,7 @@ async fn put(store: &Store, seed: u8, size_bytes: usize) -> Digest {
 
 async fn read_all(mut reader: Reader) -> Result<Vec<u8>, ReadError> {
     let mut all = Vec::new();
-    while let Some(bytes) = reader.next().await {
+    while let Some(bytes) = reader.next_bytes().await {
         all.extend_from_slice(&bytes?);
     }
     Ok(all)
@@ -193,10 +193,10 @@ async fn wrong_content_reaches_nobody_and_leaves_nothing() {
     let spool = store.begin(&digest, Some(1000), &repository()).await.unwrap();
     let mut reader = spool.follow().read(None);
     spool.lane(0).write(vec![wrong]).await.unwrap();
-    let first = reader.next().await.unwrap().unwrap();
+    let first = reader.next_bytes().await.unwrap().unwrap();
     assert_eq!(first.len(), 999, "the last byte waits for the verdict");
     assert!(spool.finish().await.is_err());
-    assert_eq!(reader.next().await.unwrap(), Err(ReadError::WrongContent));
+    assert_eq!(reader.next_bytes().await.unwrap(), Err(ReadError::WrongContent));
     assert!(store.content(&digest).await.unwrap().is_none());
     no_litter(directory.path()).await;
     while store.stats().reserved_bytes > 0 {
@@ -234,7 +234,7 @@ async fn a_parked_download_is_taken_up_by_its_repository_also_after_a_restart() 
     spool.lane(2_000_000).write(vec![bytes.slice(2_000_000..)]).await.unwrap();
     let mut reader = spool.follow().read(None);
     store.park(spool, &digest, &repository(), ReadError::Abandoned).await;
-    assert_eq!(reader.next().await, Some(Err(ReadError::Abandoned)));
+    assert_eq!(reader.next_bytes().await, Some(Err(ReadError::Abandoned)));
     assert_eq!(store.stats().reserved_bytes, 1_000_000);
     store.close().await;
     drop(store);
@@ -271,7 +271,7 @@ async fn an_abandoned_download_fails_its_readers() {
     let spool = store.begin(&digest, None, &repository()).await.unwrap();
     let mut reader = spool.follow().read(None);
     drop(spool);
-    assert_eq!(reader.next().await, Some(Err(ReadError::Abandoned)));
+    assert_eq!(reader.next_bytes().await, Some(Err(ReadError::Abandoned)));
     no_litter(directory.path()).await;
 }
 

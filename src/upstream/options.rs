@@ -38,7 +38,7 @@ impl Default for Options {
 }
 
 /// How one registry is reached.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RegistryOptions {
     /// The registry as named in references.
     pub registry: Registry,
@@ -114,7 +114,7 @@ pub struct Window {
 }
 
 /// Who to be at one registry.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Credentials {
     /// A user with a password.
     Password {
@@ -140,7 +140,7 @@ pub enum Credentials {
 }
 
 /// A certificate for TLS with its key.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientCertificate {
     /// The certificate and those between it and its root, PEM.
     pub cert_pem: Vec<u8>,

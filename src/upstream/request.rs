@@ -33,6 +33,7 @@ use super::budget::Budget;
 use super::endpoint::Endpoint;
 use super::endpoint::Endpoints;
 use super::error::Error;
+use super::options::RegistryOptions;
 use super::redirect;
 use super::redirect::MAX_REDIRECTS;
 use super::redirect::Policy;
@@ -110,6 +111,8 @@ struct Arrival {
 
 /// One registry: its endpoints and all that is remembered of it.
 pub(super) struct RegistryClient {
+    /// What it was made of.
+    pub(super) options: RegistryOptions,
     pub(super) endpoints: Endpoints,
     pub(super) wire: Wire,
     /// For blobs.

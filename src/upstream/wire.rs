@@ -8,11 +8,15 @@ use bytes::BytesMut;
 use http::HeaderMap;
 use http::header::CONTENT_ENCODING;
 use http::header::CONTENT_LENGTH;
+use opentelemetry::global;
+use opentelemetry_http::HeaderInjector;
 use reqwest::Client;
 use reqwest::RequestBuilder;
 use reqwest::Response;
 use reqwest::redirect::Policy;
 use tokio::time::timeout;
+use tracing::Span;
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 use super::dial::Guard;
 use super::dial::Resolver;
@@ -109,7 +113,7 @@ impl Wire {
 
     /// Sends one request and waits for the response head. Nothing is followed, nothing repeated.
     pub(super) async fn exchange(&self, request: RequestBuilder) -> Result<Response, Error> {
-        let answered = match timeout(self.silence, request.send()).await {
+        let answered = match timeout(self.silence, request.headers(trace_context()).send()).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => Err(Error::unanswered(error)),
             Err(_) => Err(Error::TimedOut { what: "response head" }),
@@ -154,6 +158,14 @@ impl Wire {
         };
         timeout(WHOLE_BODY_TIMEOUT, reading).await.unwrap_or(Err(Error::TimedOut { what: "whole body" }))
     }
+}
+
+/// The span that asks, for who is asked; empty where spans are not exported.
+fn trace_context() -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    let context = Span::current().context();
+    global::get_text_map_propagator(|known| known.inject_context(&context, &mut HeaderInjector(&mut headers)));
+    headers
 }
 
 pub(super) fn content_length(headers: &HeaderMap) -> Option<u64> {

@@ -187,3 +187,24 @@ async fn a_request_is_one_line_in_the_log() {
     let lines = proxy.log.events().into_iter().filter(|event| event["message"] == "request").count();
     assert_eq!(lines, 6);
 }
+
+#[tokio::test]
+async fn a_trace_goes_through_to_the_registry_where_spans_are_exported() {
+    let upstream = ScriptedRegistry::start().await;
+    let image = upstream.image(REPOSITORY, "latest", &[sample(6, 1000)]);
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let parent = format!("00-{trace}-00f067aa0ba902b7-01");
+    let seen = |path: &str| upstream.seen("GET", path)[0].headers.get("traceparent").map(str::to_owned);
+    // Nobody collects: that must not matter.
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let collector = format!("http://{nobody}");
+    let proxy = Proxy::of(&upstream).set("telemetry", "otlp_endpoint", collector.as_str()).start().await;
+    let path = blob_path(&image.layers[0].0);
+    proxy.get_with(&path, &[("traceparent", &parent)]).await.assert_body(200, &image.layers[0].1);
+    let passed_on = seen(&path).unwrap();
+    assert!(passed_on.contains(trace) && passed_on != parent, "{passed_on}");
+    let quiet = Proxy::of(&upstream).start().await;
+    let path = blob_path(&image.config_digest);
+    quiet.get_with(&path, &[("traceparent", &parent)]).await.assert_body(200, &image.config);
+    assert_eq!(seen(&path), None);
+}

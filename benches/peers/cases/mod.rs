@@ -4,8 +4,12 @@
 pub(crate) mod bandwidth;
 pub(crate) mod cold_wall;
 pub(crate) mod cut;
+pub(crate) mod hit_memory;
+pub(crate) mod hits;
+pub(crate) mod instructions;
 pub(crate) mod memory;
 pub(crate) mod ranges;
+pub(crate) mod soak;
 pub(crate) mod stampede;
 
 use anyhow::Result;

@@ -142,7 +142,7 @@ async fn play(runtime: &Runtime, size: usize, knows_size: bool, events: Vec<Even
 async fn read(mut reader: Reader) -> (Vec<u8>, Option<ReadError>) {
     let mut got = Vec::new();
     loop {
-        match reader.next().await {
+        match reader.next_bytes().await {
             Some(Ok(bytes)) => got.extend_from_slice(&bytes),
             Some(Err(error)) => return (got, Some(error)),
             None => return (got, None),
