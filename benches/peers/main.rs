@@ -80,7 +80,6 @@ fn options(mut arguments: impl Iterator<Item = String>) -> Result<Options> {
             "--verbose" => options.verbose = true,
             "--runs" => options.runs = arguments.next().context("--runs takes a number")?.parse()?,
             "--minutes" => options.minutes = arguments.next().context("--minutes takes a number")?.parse()?,
-            "instructions" => cases::instructions::run(table).await,
             SOAK => options.cases.push(argument),
             case if CASES.iter().any(|known| known.starts_with(case)) => options.cases.push(argument),
             other => bail!("unknown case or option {other:?}; the cases: {}", CASES.join(", ")),
