@@ -112,7 +112,7 @@ fn service(registry: &Registry, store: Store) -> Service {
     let registries = vec![RegistryOptions::new(registry.clone(), vec![nowhere])];
     let upstream = Upstream::new(upstream::Options { registries, ..Default::default() }, Metrics::disabled());
     let hour = Duration::from_secs(3600);
-    let policy = Policy { tag_ttl: hour, stale_if_error: hour, not_found_ttl: hour };
+    let policy = Policy { tag_ttl: hour, stale_if_error: hour, not_found_ttl: hour, ..Policy::default() };
     let policies = HashMap::from([(registry.clone(), policy)]);
     let puller = Puller::new(
         pull::Options { policies, ..Default::default() },

@@ -2,32 +2,41 @@
 //!
 //! The only file that names all layers. It decides nothing: it turns configuration into each layer's options.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 
 use anyhow::Context as _;
+use tokio::signal::unix::Signal;
 use tokio::signal::unix::SignalKind;
 use tokio::signal::unix::signal;
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin;
 use crate::admin::Admin;
 use crate::admin::Readiness;
+use crate::admin::ReloadRequest;
+use crate::admin::Reloaded;
 use crate::config;
 use crate::config::AbandonPolicy;
 use crate::config::Config;
+use crate::config::Log;
 use crate::config::RegistryConfig;
+use crate::config::Server;
 use crate::config::SizeOrPercent;
 use crate::config::TlsFiles;
 use crate::config::TlsPem;
 use crate::metrics::Metrics;
+use crate::oci::Registry;
 use crate::pull;
 use crate::pull::FillPolicy;
 use crate::pull::Policy;
 use crate::pull::Puller;
+use crate::pull::TagRule;
 use crate::registry;
 use crate::registry::InvalidOptions;
 use crate::registry::RoutingTable;
@@ -38,6 +47,7 @@ use crate::serve::Tls;
 use crate::store;
 use crate::store::Amount;
 use crate::store::Store;
+use crate::telemetry::LogLevel;
 use crate::telemetry::Telemetry;
 use crate::upstream;
 use crate::upstream::SetupError;
@@ -67,8 +77,17 @@ fn build(config: &Config, metrics: &Metrics) -> Result<(RoutingTable, Upstream),
     Ok((table, upstream.map_err(|error| upstream_refused(config, &error))?))
 }
 
-/// Runs the proxy until it is told to stop by SIGTERM or SIGINT; told again, it calls `end_at_once`.
-pub async fn run(config: Config, telemetry: &Telemetry, end_at_once: fn() -> !) -> anyhow::Result<()> {
+/// Reads the configuration from where it was read at start.
+pub type LoadConfig = Box<dyn Fn() -> Result<Config, config::Error> + Send + Sync>;
+
+/// Runs the proxy until it is told to stop by SIGTERM or SIGINT; told again, it calls `end_at_once`. SIGHUP reloads the
+/// configuration.
+pub async fn run(
+    config: Config,
+    load: LoadConfig,
+    telemetry: &Telemetry,
+    end_at_once: fn() -> !,
+) -> anyhow::Result<()> {
     let started = Instant::now();
     let stop = stop_signal(end_at_once)?;
     let metrics = Metrics::new(&telemetry.meter());
@@ -80,23 +99,46 @@ pub async fn run(config: Config, telemetry: &Telemetry, end_at_once: fn() -> !) 
         let registry = &known.registry;
         tracing::warn!(%registry, "--upstream names another origin: the configured credentials are not used");
     }
+    if config.upstream.offline {
+        tracing::warn!("switched offline by the configuration: no registry is asked");
+    }
     // Ports before data: a second forebay should say that its port is in use before it touches anything.
     let certificates = certificates(&config)?;
     let tls = certificates.as_ref().map(|certificates| certificates.tls.clone());
     let listeners = Listeners::bind(&serve_options(&config, tls)).await?;
-    let admin = Admin::bind(admin::Options { listen: config.admin.listen })?;
+    if config.admin.token.is_none() && !config.admin.listen.ip().is_loopback() {
+        let address = config.admin.listen;
+        tracing::warn!(%address, "other machines reach the admin port: its API is closed until admin.token is set");
+    }
+    let admin = Admin::bind(admin_options(&config))?;
     let store = store_options(&config);
     let store = tokio::task::block_in_place(|| Store::open(&store, metrics.clone()))?;
-    let puller = Puller::new(pull_options(&config), store.clone(), upstream, metrics.clone());
+    let puller = Puller::new(pull_options(&config), store.clone(), upstream.clone(), metrics.clone());
+    puller.keep_pins();
+    report_health(&store, &readiness);
+    if let Some(scrub) = scrub_plan(&config) {
+        store.scrub_in_background(scrub);
+    }
     let service = Service::new(table, puller.clone(), metrics);
+    let (reload, requests) = mpsc::channel(1);
+    let (service_now, level) = (service.clone(), telemetry.level());
+    let reloading = Reloading { load, config, upstream, puller: puller.clone(), service: service_now, level };
+    tokio::spawn(reloading.run(requests, signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?));
 
     for address in listeners.addresses() {
         tracing::info!(listener = "registry", %address, "listening");
     }
+    let control = admin::Control {
+        readiness: readiness.clone(),
+        metrics_text: Arc::new(move || prometheus.text()),
+        store: store.clone(),
+        puller: puller.clone(),
+        log_level: telemetry.level(),
+        runtime: tokio::runtime::Handle::current(),
+        reload,
+    };
     let admin_stop = CancellationToken::new();
-    let admin_thread = admin
-        .spawn(readiness.clone(), Arc::new(move || prometheus.text()), admin_stop.clone())
-        .context("cannot start the admin port")?;
+    let admin_thread = admin.spawn(control, admin_stop.clone()).context("cannot start the admin port")?;
     readiness.set_ready();
     tracing::info!(startup_ms = started.elapsed().as_millis(), version = env!("CARGO_PKG_VERSION"), "ready");
 
@@ -129,6 +171,19 @@ pub async fn run(config: Config, telemetry: &Telemetry, end_at_once: fn() -> !) 
     Ok(())
 }
 
+/// Lets `/readyz` say how the disk does.
+fn report_health(store: &Store, readiness: &Readiness) {
+    let (mut health, readiness) = (store.health(), readiness.clone());
+    tokio::spawn(async move {
+        loop {
+            readiness.set_degraded(health.borrow_and_update().as_deref().map(str::to_owned));
+            if health.changed().await.is_err() {
+                return;
+            }
+        }
+    });
+}
+
 /// A token that the first SIGTERM or SIGINT cancels. The second calls `end_at_once`: what is on disk is whole at
 /// any moment.
 fn stop_signal(end_at_once: fn() -> !) -> anyhow::Result<CancellationToken> {
@@ -150,6 +205,94 @@ fn stop_signal(end_at_once: fn() -> !) -> anyhow::Result<CancellationToken> {
         end_at_once();
     });
     Ok(token)
+}
+
+// === Reload ===
+
+/// What a configuration is put into force with, while everything runs.
+struct Reloading {
+    load: LoadConfig,
+    /// In force, but for what needs a restart.
+    config: Config,
+    upstream: Upstream,
+    puller: Puller,
+    service: Service,
+    level: LogLevel,
+}
+
+impl Reloading {
+    /// One reload at a time, as SIGHUP and the admin port ask for them.
+    async fn run(mut self, mut requests: mpsc::Receiver<ReloadRequest>, mut hangups: Signal) {
+        loop {
+            tokio::select! {
+                Some(()) = hangups.recv() => {
+                    let _ = self.reload();
+                }
+                Some(request) = requests.recv() => {
+                    let _ = request.answer.send(self.reload());
+                }
+                else => return,
+            }
+        }
+    }
+
+    /// All of it, or nothing and why.
+    fn reload(&mut self) -> Result<Reloaded, String> {
+        let reloaded = tokio::task::block_in_place(|| self.apply());
+        match &reloaded {
+            Ok(Reloaded { needs_restart }) => {
+                tracing::info!(
+                    ?needs_restart,
+                    registries = self.config.registries.len(),
+                    "the configuration was reloaded"
+                );
+            }
+            Err(problem) => {
+                tracing::error!(problem, "the configuration was not reloaded; the one before stays in force")
+            }
+        }
+        reloaded
+    }
+
+    fn apply(&mut self) -> Result<Reloaded, String> {
+        let config = (self.load)().map_err(|error| error.to_string())?;
+        let table = RoutingTable::new(registry_options(&config)).map_err(|error| names_refused(&error).to_string())?;
+        // The last step that can fail; the next request after it finds all of it.
+        let upstream = self.upstream.reconfigure(upstream_options(&config));
+        upstream.map_err(|error| upstream_refused(&config, &error).to_string())?;
+        self.puller.reconfigure(pull_options(&config));
+        self.service.reroute(table);
+        // A level that the admin port has set stays until the file says another.
+        if config.log.level != self.config.log.level {
+            let _ = self.level.set(&config.log.level);
+        }
+        let needs_restart = needs_restart(&self.config, &config);
+        self.config = Config {
+            server: Server { default_registry: config.server.default_registry, ..self.config.server.clone() },
+            admin: self.config.admin.clone(),
+            storage: self.config.storage.clone(),
+            log: Log { level: config.log.level, ..self.config.log.clone() },
+            telemetry: self.config.telemetry.clone(),
+            ..config
+        };
+        Ok(Reloaded { needs_restart })
+    }
+}
+
+/// What differs and is read at start only.
+fn needs_restart(now: &Config, then: &Config) -> Vec<String> {
+    let rows = [
+        ("server.listen", now.server.listen != then.server.listen),
+        ("server.shutdown_grace", now.server.shutdown_grace != then.server.shutdown_grace),
+        ("server.max_connections", now.server.max_connections != then.server.max_connections),
+        ("server.tls", now.server.tls != then.server.tls),
+        ("server.header_timeout", now.server.header_timeout != then.server.header_timeout),
+        ("admin", now.admin != then.admin),
+        ("storage", now.storage != then.storage),
+        ("log.format", now.log.format != then.log.format),
+        ("telemetry", now.telemetry != then.telemetry),
+    ];
+    rows.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key.to_owned()).collect()
 }
 
 // === Certificates ===
@@ -230,6 +373,9 @@ fn upstream_refused(config: &Config, error: &SetupError) -> config::Error {
             let file = file.and_then(|known| known.ca_file.as_deref()).unwrap_or(Path::new(""));
             format!("registry[{registry}].ca_file = {file:?}")
         }
+        SetupError::BadClientCertificate { registry, .. } => format!("registry[{registry}].client_cert"),
+        SetupError::BadProxy { registry, .. } => format!("registry[{registry}].proxy"),
+        SetupError::UnknownRegistry { registry } => format!("registry[{registry}].host"),
         SetupError::Client { .. } => "registry".to_owned(),
     };
     config::Error::Refused { key, problem: error.to_string() }
@@ -247,6 +393,11 @@ fn serve_options(config: &Config, tls: Option<Tls>) -> serve::Options {
     }
 }
 
+fn admin_options(config: &Config) -> admin::Options {
+    let token = config.admin.token.as_ref().map(|token| token.expose().to_owned());
+    admin::Options { listen: config.admin.listen, token }
+}
+
 fn store_options(config: &Config) -> store::Options {
     let amount = |size: SizeOrPercent| match size {
         SizeOrPercent::Size(size) => Amount::Bytes(size.bytes()),
@@ -260,13 +411,26 @@ fn store_options(config: &Config) -> store::Options {
     }
 }
 
+fn scrub_plan(config: &Config) -> Option<store::Scrub> {
+    let interval = config.storage.scrub_interval?;
+    Some(store::Scrub { interval, rate_bytes_per_second: config.storage.scrub_rate.bytes_per_second().get() })
+}
+
 fn upstream_options(config: &Config) -> upstream::Options {
     let registries = config.registries.iter().map(|known| upstream::RegistryOptions {
-        credentials: known.credentials.as_ref().map(|credentials| upstream::Credentials {
-            username: credentials.username.clone(),
-            password: credentials.password.expose().to_owned().into(),
-        }),
+        credentials: known.credentials.as_ref().map(credentials),
         ca_pem: known.ca_pem.clone(),
+        client_certificate: known.client_certificate.as_ref().map(|certificate| upstream::ClientCertificate {
+            cert_pem: certificate.cert_pem.clone(),
+            key_pem: certificate.key_pem.expose().to_owned().into(),
+        }),
+        proxy: match &known.proxy {
+            config::Proxy::Environment => upstream::Proxy::Environment,
+            config::Proxy::None => upstream::Proxy::None,
+            config::Proxy::Url(url) => upstream::Proxy::Url(url.clone()),
+        },
+        max_requests_per_minute: known.max_requests_per_minute,
+        offline: known.offline,
         token_realms: known.token_realms.clone(),
         connect_timeout: known.connect_timeout,
         read_timeout: known.read_timeout,
@@ -276,8 +440,37 @@ fn upstream_options(config: &Config) -> upstream::Options {
     upstream::Options {
         registries: registries.collect(),
         bandwidth: bandwidth(&config.upstream.bandwidth),
+        offline: config.upstream.offline,
         ..upstream::Options::default()
     }
+}
+
+fn credentials(configured: &config::Credentials) -> upstream::Credentials {
+    match configured {
+        config::Credentials::Password { username, password, .. } => upstream::Credentials::Password {
+            username: username.clone(),
+            password: password.expose().to_owned().into(),
+        },
+        config::Credentials::IdentityToken { username, token } => {
+            upstream::Credentials::IdentityToken { username: username.clone(), token: token.expose().to_owned().into() }
+        }
+        config::Credentials::Helper { program, server } => {
+            upstream::Credentials::Helper { program: program.clone(), server: server.clone() }
+        }
+    }
+}
+
+/// The credentials and policies of a configuration that was read anew, for what runs. Registries that were unknown at
+/// start stay unknown, and all other keys stay as they were at start.
+pub fn reload(config: &Config, puller: &Puller) -> Result<(), config::Error> {
+    // Refused as a whole before anything changes.
+    check(config)?;
+    for known in &config.registries {
+        let set = puller.set_credentials(&known.registry, known.credentials.as_ref().map(credentials));
+        set.map_err(|error| upstream_refused(config, &error))?;
+    }
+    puller.set_policies(policies(config));
+    Ok(())
 }
 
 fn bandwidth(configured: &config::Bandwidth) -> upstream::Bandwidth {
@@ -292,13 +485,27 @@ fn bandwidth(configured: &config::Bandwidth) -> upstream::Bandwidth {
     }
 }
 
-fn pull_options(config: &Config) -> pull::Options {
+fn policies(config: &Config) -> HashMap<Registry, Policy> {
+    let rule = |rule: &config::TagRule| TagRule {
+        pattern: rule.pattern.clone(),
+        tag_ttl: rule.tag_ttl,
+        stale_if_error: rule.stale_if_error,
+        immutable: rule.immutable,
+        offline: rule.offline,
+    };
     let policy = |known: &RegistryConfig| Policy {
         tag_ttl: known.tag_ttl,
         stale_if_error: known.stale_if_error,
         not_found_ttl: known.not_found_ttl,
+        grant_ttl: known.grant_ttl,
+        tag_rules: known.tag_rules.iter().map(rule).collect(),
+        allow: known.allow.clone(),
+        deny: known.deny.clone(),
     };
-    let policies = config.registries.iter().map(|known| (known.registry.clone(), policy(known)));
+    config.registries.iter().map(|known| (known.registry.clone(), policy(known))).collect()
+}
+
+fn pull_options(config: &Config) -> pull::Options {
     let fill_policy = |known: &RegistryConfig| FillPolicy {
         lanes_per_blob: known.lanes_per_blob,
         parks_deserted: known.abandon_policy == AbandonPolicy::Park,
@@ -306,7 +513,7 @@ fn pull_options(config: &Config) -> pull::Options {
     };
     let fill_policies = config.registries.iter().map(|known| (known.registry.clone(), fill_policy(known)));
     pull::Options {
-        policies: policies.collect(),
+        policies: policies(config),
         fill_policies: fill_policies.collect(),
         max_fills: config.upstream.max_fills,
     }
@@ -353,6 +560,7 @@ mod tests {
         let config = Config::default();
         assert_eq!(pull_options(&config).max_fills, pull::Options::default().max_fills);
         assert!(pull_options(&config).fill_policies.values().all(|policy| *policy == FillPolicy::default()));
+        assert!(policies(&config).values().all(|policy| *policy == Policy::default()));
         assert!(upstream_options(&config).bandwidth.is_unlimited());
     }
 }

@@ -62,6 +62,25 @@ impl Source {
     }
 }
 
+/// Who found content that is rotten: the `found_by` label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FoundBy {
+    /// Somebody asked for it.
+    Read,
+    /// The background scrub.
+    Scrub,
+}
+
+impl FoundBy {
+    /// The label value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Scrub => "scrub",
+        }
+    }
+}
+
 /// The instruments. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Metrics {
@@ -74,8 +93,25 @@ pub struct Metrics {
     store_bytes: Gauge<u64>,
     store_blobs: Gauge<u64>,
     evicted_bytes: Counter<u64>,
+    rotten: Counter<u64>,
+    scrubbed_bytes: Counter<u64>,
+    store_writable: Gauge<u64>,
+    disk_errors: Counter<u64>,
     first_byte_seconds: Histogram<f64>,
     upstream_ratelimit_remaining: Gauge<u64>,
+    upstream_ratelimit_limit: Gauge<u64>,
+    upstream_quiet_until_seconds: Gauge<u64>,
+    upstream_breaker_open: Gauge<u64>,
+    tag_moves: Counter<u64>,
+}
+
+/// What became of a tag's move: the `verdict` label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Move {
+    /// The tag points elsewhere now.
+    Followed,
+    /// A rule says that it stays.
+    Refused,
 }
 
 impl Metrics {
@@ -99,6 +135,10 @@ impl Metrics {
             store_bytes: gauge("forebay_store_bytes", "Bytes of stored content"),
             store_blobs: gauge("forebay_store_blobs", "Stored blobs and manifests"),
             evicted_bytes: counter("forebay_evicted_bytes", "Bytes of content evicted to make room"),
+            rotten: counter("forebay_rotten_blobs", "Stored content that proved wrong, by who found it"),
+            scrubbed_bytes: counter("forebay_scrubbed_bytes", "Bytes that the background scrub has hashed"),
+            store_writable: gauge("forebay_store_writable", "1 while the disk takes new content, else 0"),
+            disk_errors: counter("forebay_disk_errors", "Operations that the disk refused"),
             first_byte_seconds: meter
                 .f64_histogram("forebay_first_byte_seconds")
                 .with_description("From request to response head")
@@ -110,6 +150,16 @@ impl Metrics {
                 "forebay_upstream_ratelimit_remaining",
                 "Last RateLimit-Remaining of a registry",
             ),
+            upstream_ratelimit_limit: gauge("forebay_upstream_ratelimit_limit", "Last RateLimit-Limit of a registry"),
+            upstream_quiet_until_seconds: gauge(
+                "forebay_upstream_quiet_until_seconds",
+                "Unix time up to which a registry asked to be left alone, last",
+            ),
+            upstream_breaker_open: gauge(
+                "forebay_upstream_breaker_open",
+                "Endpoints of a registry that are not asked because they do not answer",
+            ),
+            tag_moves: counter("forebay_tag_moves", "Tags that registries moved, followed or refused"),
         }
     }
 
@@ -155,6 +205,30 @@ impl Metrics {
         self.upstream_ratelimit_remaining.record(remaining, &[KeyValue::new("registry", registry.to_owned())]);
     }
 
+    /// A registry said how many requests it allows in its window.
+    pub fn ratelimit_limit(&self, registry: &str, limit: u64) {
+        self.upstream_ratelimit_limit.record(limit, &[KeyValue::new("registry", registry.to_owned())]);
+    }
+
+    /// A registry asked to be left alone until then, in seconds since the Unix epoch.
+    pub fn quiet_until(&self, registry: &str, unix_seconds: u64) {
+        self.upstream_quiet_until_seconds.record(unix_seconds, &[KeyValue::new("registry", registry.to_owned())]);
+    }
+
+    /// So many endpoints of a registry are not asked.
+    pub fn breaker_open(&self, registry: &str, endpoints: u64) {
+        self.upstream_breaker_open.record(endpoints, &[KeyValue::new("registry", registry.to_owned())]);
+    }
+
+    /// A registry moved a tag.
+    pub fn tag_move(&self, registry: &str, verdict: Move) {
+        let verdict = match verdict {
+            Move::Followed => "followed",
+            Move::Refused => "refused",
+        };
+        self.tag_moves.add(1, &[KeyValue::new("registry", registry.to_owned()), KeyValue::new("verdict", verdict)]);
+    }
+
     /// A download began (`1`) or ended (`-1`).
     pub fn fills_in_flight(&self, change: i64) {
         self.fills_in_flight.add(change, &[]);
@@ -171,8 +245,115 @@ impl Metrics {
         self.store_blobs.record(blobs, &[]);
     }
 
+    /// Stored content proved wrong.
+    pub fn rotten(&self, found_by: FoundBy) {
+        self.rotten.add(1, &[KeyValue::new("found_by", found_by.as_str())]);
+    }
+
+    /// The scrub has hashed so many bytes.
+    pub fn scrubbed(&self, bytes: u64) {
+        self.scrubbed_bytes.add(bytes, &[]);
+    }
+
+    /// Whether the disk takes new content.
+    pub fn store_writable(&self, is_writable: bool) {
+        self.store_writable.record(u64::from(is_writable), &[]);
+    }
+
+    /// The disk refused: `operation` is `read`, `write` or `remove`.
+    pub fn disk_error(&self, operation: &'static str) {
+        self.disk_errors.add(1, &[KeyValue::new("operation", operation)]);
+    }
+
     /// Content was evicted.
     pub fn evicted(&self, bytes: u64) {
         self.evicted_bytes.add(bytes, &[]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::Options;
+    use crate::telemetry::Telemetry;
+    use std::collections::BTreeMap;
+    use std::collections::BTreeSet;
+    use std::fmt::Write as _;
+    use tokio::runtime::Handle;
+
+    const DOCUMENT: &str = "deploy/metrics.md";
+    const BEGIN: &str = "<!-- generated: begin -->\n";
+    const END: &str = "<!-- generated: end -->\n";
+
+    /// Everything once, so that the text shows each instrument with its labels.
+    fn use_all(metrics: &Metrics) {
+        metrics.request("r", Kind::Blob, "hit");
+        metrics.first_byte(Kind::Blob, 0.1);
+        metrics.bytes_sent("r", Source::Store, 3);
+        metrics.upstream_bytes("r", 3);
+        metrics.upstream_request("r", "200");
+        metrics.ratelimit_remaining("r", 9);
+        metrics.ratelimit_limit("r", 100);
+        metrics.quiet_until("r", 1);
+        metrics.breaker_open("r", 1);
+        metrics.tag_move("r", Move::Followed);
+        metrics.fills_in_flight(1);
+        metrics.fill_failure("digest");
+        metrics.stored(1, 2);
+        metrics.rotten(FoundBy::Scrub);
+        metrics.scrubbed(1);
+        metrics.store_writable(true);
+        metrics.disk_error("write");
+        metrics.evicted(4);
+    }
+
+    /// `| name | type | labels | meaning |`, by name.
+    fn table(text: &str) -> String {
+        let mut kinds = BTreeMap::new();
+        let mut meanings = BTreeMap::new();
+        let mut labels: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        for line in text.lines() {
+            if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' ')) {
+                kinds.insert(name, kind);
+            } else if let Some((name, meaning)) = line.strip_prefix("# HELP ").and_then(|rest| rest.split_once(' ')) {
+                meanings.insert(name, meaning);
+            } else if let Some((series, list)) = line.split_once('{') {
+                let parts = ["_bucket", "_count", "_sum"].iter().find_map(|part| series.strip_suffix(part));
+                let name = parts.filter(|name| kinds.get(name) == Some(&"histogram")).unwrap_or(series);
+                let (list, _) = list.rsplit_once('}').unwrap();
+                let names = list.split(',').filter_map(|pair| pair.split_once('=')).map(|(name, _)| name);
+                labels.entry(name).or_default().extend(names.filter(|name| *name != "le"));
+            }
+        }
+        let mut table = "| Metric | Type | Labels | Meaning |\n|---|---|---|---|\n".to_owned();
+        for (name, kind) in kinds {
+            let labels = labels.get(name).into_iter().flatten().map(|label| format!("`{label}`"));
+            let labels = labels.collect::<Vec<_>>().join(", ");
+            let meaning = meanings.get(name).copied().unwrap_or_default();
+            assert!(!meaning.is_empty(), "{name} says nothing");
+            let _ = writeln!(table, "| `{name}` | {kind} | {labels} | {meaning} |");
+        }
+        table
+    }
+
+    /// `FOREBAY_BLESS=1 cargo test --lib catalogue` writes it.
+    #[tokio::test]
+    #[expect(clippy::disallowed_methods, reason = "a document that is generated")]
+    async fn the_catalogue_is_documented() {
+        let telemetry = Telemetry::without_log(&Options::default(), Handle::current()).unwrap();
+        use_all(&Metrics::new(&telemetry.meter()));
+        let expected = table(&telemetry.prometheus().text());
+        let document = std::fs::read_to_string(DOCUMENT).unwrap();
+        let (before, rest) = document.split_once(BEGIN).unwrap();
+        let (written, after) = rest.split_once(END).unwrap();
+        if std::env::var_os("FOREBAY_BLESS").is_some() {
+            std::fs::write(DOCUMENT, format!("{before}{BEGIN}{expected}{END}{after}")).unwrap();
+            return;
+        }
+        assert_eq!(written, expected, "FOREBAY_BLESS=1 writes it");
+        // An instrument that `use_all` forgets would be missing in the table.
+        let (catalogue, _) = include_str!("metrics.rs").split_once("#[cfg(test)]").unwrap();
+        let made = catalogue.matches("\"forebay_").count();
+        assert_eq!(expected.matches("| `forebay_").count(), made, "an instrument is not in the table");
     }
 }

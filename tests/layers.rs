@@ -14,10 +14,10 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("pull", &["oci", "metrics", "piece", "store", "upstream"]),
     ("registry", &["oci", "metrics", "piece", "pull"]),
     ("serve", &["piece"]),
-    ("admin", &["metrics", "pull", "store"]),
+    ("admin", &["metrics", "oci", "pull", "store", "telemetry"]),
     ("telemetry", &[]),
     ("config", &["oci", "telemetry"]),
-    ("cli", &["config"]),
+    ("cli", &["admin", "config", "oci", "store"]),
     ("app", &["oci", "metrics", "store", "upstream", "pull", "registry", "serve", "admin", "telemetry", "config"]),
     ("main", &[]),
     ("lib", &[]),
@@ -26,15 +26,15 @@ const LAYERS: &[(&str, &[&str])] = &[
 /// Text → layers that it may stand in.
 const OWNED: &[(&str, &[&str])] = &[
     ("sled::", &["store"]),
-    ("std::fs", &["store", "config", "piece"]),
+    ("std::fs", &["cli", "config", "piece", "store"]),
     ("tokio::fs", &[]),
     ("rustix::fs", &["store", "piece", "serve"]),
-    ("reqwest::", &["upstream", "telemetry"]),
+    ("reqwest::", &["cli", "upstream", "telemetry"]),
     ("hyper::", &["registry", "serve", "admin"]),
     ("http::", &["upstream", "registry", "serve", "admin", "telemetry"]),
     ("moka::", &["store", "upstream", "pull"]),
     ("tokio::net::Tcp", &["serve", "admin"]),
-    ("tokio::", &["store", "upstream", "pull", "registry", "serve", "admin", "telemetry", "app", "main"]),
+    ("tokio::", &["store", "upstream", "pull", "registry", "serve", "admin", "cli", "telemetry", "app", "main"]),
     ("StatusCode", &["upstream", "registry", "serve", "admin", "telemetry"]),
 ];
 

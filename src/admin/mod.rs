@@ -1,20 +1,33 @@
-//! The admin port: health, readiness and metrics, on a thread and runtime of its own, so that it answers while the data
-//! path is saturated.
+//! The admin port: health, readiness, metrics and the admin API, on a thread and runtime of its own, so that it answers
+//! while the data path is saturated.
 //!
 //! - `GET /healthz`: 200 `ok` while the process runs.
-//! - `GET /readyz`: 200 `ready`, or 503 with the reason.
+//! - `GET /readyz`: 200 `ready`, or 503 with the reason. 200 `ready, degraded: …` while the disk takes no new content: what
+//!   is stored is served and the rest passed through, so that clients are still better off here than elsewhere.
 //! - `GET /metrics`: Prometheus text.
+//! - `/api/v1/…`: see [`api`].
+//! - `GET /`: the page, for people, over that API.
 //!
-//! Promises to change nothing. Must never know the registry API or its routes.
+//! Promises that `GET` changes nothing, and that nobody who may not changes anything: see `api/guard.rs`. What takes
+//! long runs on the data path's runtime. Must never know the registry API or its routes.
 
 mod answer;
+pub mod api;
+mod images;
+mod page;
 mod readiness;
 #[cfg(test)]
 mod tests;
+mod traffic;
 
 pub use self::readiness::Readiness;
 
 use self::answer::Answers;
+use self::api::Api;
+use self::api::Guard;
+use crate::pull::Puller;
+use crate::store::Store;
+use crate::telemetry::LogLevel;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -25,7 +38,8 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -41,16 +55,18 @@ const GRACE: Duration = Duration::from_secs(2);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How the admin port is set up.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// Where to listen; the port may be 0.
     pub listen: SocketAddr,
+    /// What the API asks for; without one it answers on loopback only. Default none.
+    pub token: Option<String>,
 }
 
 impl Default for Options {
     /// `127.0.0.1:5001`.
     fn default() -> Self {
-        Self { listen: SocketAddr::from(([127, 0, 0, 1], 5001)) }
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 5001)), token: None }
     }
 }
 
@@ -65,6 +81,20 @@ pub struct BindError {
     pub source: io::Error,
 }
 
+/// Asks for the configuration to be read again.
+#[derive(Debug)]
+pub struct ReloadRequest {
+    /// Takes what came of it, or why nothing has changed.
+    pub answer: oneshot::Sender<Result<Reloaded, String>>,
+}
+
+/// The configuration was read again and is in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reloaded {
+    /// Keys and sections that differ and are read at start only.
+    pub needs_restart: Vec<String>,
+}
+
 /// Makes the text of `/metrics`.
 pub type MetricsText = Arc<dyn Fn() -> String + Send + Sync>;
 
@@ -73,6 +103,26 @@ pub type MetricsText = Arc<dyn Fn() -> String + Send + Sync>;
 pub struct Admin {
     listener: std::net::TcpListener,
     address: SocketAddr,
+    token: Option<String>,
+}
+
+/// What the admin port tells of, and acts on.
+#[derive(Clone)]
+pub struct Control {
+    /// Whether requests are welcome.
+    pub readiness: Readiness,
+    /// Makes the text of `/metrics`.
+    pub metrics_text: MetricsText,
+    /// What is kept.
+    pub store: Store,
+    /// What goes on.
+    pub puller: Puller,
+    /// What is logged.
+    pub log_level: LogLevel,
+    /// Where the data path runs, and what outlasts a request.
+    pub runtime: Handle,
+    /// Where a reload of the configuration is asked for.
+    pub reload: mpsc::Sender<ReloadRequest>,
 }
 
 impl Admin {
@@ -82,7 +132,7 @@ impl Admin {
         let listener = std::net::TcpListener::bind(options.listen).map_err(refuse)?;
         listener.set_nonblocking(true).map_err(refuse)?;
         let address = listener.local_addr().map_err(refuse)?;
-        Ok(Self { listener, address })
+        Ok(Self { listener, address, token: options.token })
     }
 
     /// The bound address, with the port that the system chose.
@@ -94,22 +144,28 @@ impl Admin {
     ///
     /// # Errors
     /// When the system gives no thread or no runtime.
-    pub fn spawn(
-        self,
-        readiness: Readiness,
-        metrics_text: MetricsText,
-        shutdown: CancellationToken,
-    ) -> io::Result<JoinHandle<()>> {
+    pub fn spawn(self, control: Control, shutdown: CancellationToken) -> io::Result<JoinHandle<()>> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let listener = {
             let _inside = runtime.enter();
             TcpListener::from_std(self.listener)?
         };
-        let answers = Arc::new(Answers { readiness, metrics_text });
+        let (readiness, metrics_text) = (control.readiness.clone(), control.metrics_text.clone());
+        let guard = Guard::new(self.token, self.address.ip().is_loopback());
+        let answers = Arc::new(Answers { readiness, metrics_text, api: Api::new(control, guard) });
         std::thread::Builder::new().name("forebay-admin".to_owned()).spawn(move || {
             tracing::info!(listener = "admin", address = %self.address, "listening");
+            runtime.spawn(sample(answers.clone()));
             runtime.block_on(accept(listener, answers, shutdown));
         })
+    }
+}
+
+/// Notes the traffic as long as the runtime lives.
+async fn sample(answers: Arc<Answers>) {
+    loop {
+        tokio::time::sleep(traffic::SAMPLE_EVERY).await;
+        answers.api.sample();
     }
 }
 
@@ -143,8 +199,8 @@ async fn accept(listener: TcpListener, answers: Arc<Answers>, shutdown: Cancella
 
 async fn serve(stream: TcpStream, place: OwnedSemaphorePermit, answers: Arc<Answers>, shutdown: CancellationToken) {
     let service = service_fn(move |request| {
-        let answer = answers.answer(&request);
-        async move { Ok::<_, std::convert::Infallible>(answer) }
+        let answers = answers.clone();
+        async move { Ok::<_, std::convert::Infallible>(answers.answer(request).await) }
     });
     let mut connection = pin!(
         http1::Builder::new()

@@ -1,10 +1,20 @@
 //! The command line: what was typed, as plain data, and how to print. One file per family of commands.
 //!
-//! Promises that wrong usage ends with exit code 2 before anything happens. Must never build or start a layer: `serve`
-//! hands its arguments to the composition root.
+//! Promises that wrong usage ends with exit code 2 before anything happens. Commands about a running proxy ask its admin
+//! API. Must never build or start a layer: `serve` hands its arguments to the composition root, and `verify` only reads
+//! files, by the store's own function for that.
 
+pub mod client_config;
 pub mod config;
+pub mod content;
+pub mod doctor;
+pub mod generate;
+pub mod references;
+pub mod remote;
 pub mod serve;
+mod text;
+pub mod verify;
+pub mod warm;
 
 use clap::{Parser, Subcommand};
 use std::io::{ErrorKind, Write};
@@ -26,6 +36,42 @@ pub enum Command {
     /// Checks or shows the configuration
     #[command(subcommand)]
     Config(config::Command),
+    /// Hashes everything that is stored, also beside a running proxy
+    Verify(verify::Arguments),
+    /// Lists the images that a running proxy holds
+    Ls(content::List),
+    /// Shows what a running proxy holds, saves and does
+    Stats(content::Stats),
+    /// Fetches images through a running proxy before anybody asks for them
+    Warm(warm::Arguments),
+    /// Tells what a request for an image would get now, and why
+    Why(references::One),
+    /// Tells where a tag has pointed
+    History(references::One),
+    /// Keeps an image from ever giving way to other content, and fetches what is missing of it
+    Pin(references::PinArguments),
+    /// Takes a pin out
+    Unpin(references::One),
+    /// Lists what is pinned
+    Pins(references::Common),
+    /// Takes an image, a repository or a registry out of the store
+    Purge(references::PurgeArguments),
+    /// Shows how the registries are
+    Upstreams(references::Common),
+    /// Asks no registry, or one less, from now on; what is here is served
+    Offline(references::OfflineArguments),
+    /// Has a running proxy read its configuration again
+    Reload(content::ReloadArguments),
+    /// Tells what is wrong between container engines, a running proxy and the registries
+    Doctor(doctor::Arguments),
+    /// Exits with 0 when a running proxy takes requests: for health checks without other tools
+    Ready(remote::Remote),
+    /// Prints what completes commands in a shell
+    Completions(generate::Completions),
+    /// Prints the manual page, or writes one for each command
+    Man(generate::Manual),
+    /// Points a container engine at the proxy
+    ClientConfig(client_config::Arguments),
 }
 
 /// Prints a whole text on standard output. A reader that has gone away is no error.
@@ -35,6 +81,11 @@ pub fn print(text: &str) -> std::io::Result<()> {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
         other => other,
     }
+}
+
+/// Prints a line on standard error. Nobody can be told if that fails.
+pub fn note(line: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
 }
 
 /// Prints an error as one line on standard error. Nobody can be told if that fails.
@@ -85,13 +136,14 @@ mod tests {
 
     #[test]
     fn wrong_usage_exits_with_2() {
-        let rows: [&[&str]; 6] = [
+        let rows: [&[&str]; 7] = [
             &["forebay"],
             &["forebay", "bogus"],
             &["forebay", "serve", "--bogus"],
             &["forebay", "serve", "extra"],
             &["forebay", "config"],
             &["forebay", "config", "check", "--config"],
+            &["forebay", "verify", "--bogus"],
         ];
         for row in rows {
             let error = Cli::try_parse_from(row).expect_err("must be refused");

@@ -69,6 +69,11 @@ impl Bandwidth {
 }
 
 impl Rate {
+    /// From millions of bytes per second; at least one.
+    pub(super) fn from_megabytes(megabytes: u64) -> Self {
+        Self(NonZeroU64::new(megabytes.saturating_mul(1_000_000)).unwrap_or(NonZeroU64::MIN))
+    }
+
     /// Bytes per second.
     pub fn bytes_per_second(self) -> NonZeroU64 {
         self.0

@@ -8,10 +8,12 @@
 
 mod bandwidth;
 mod certificates;
+mod credentials;
 mod error;
 mod parse;
 mod quantity;
 mod registry;
+mod rules;
 mod secret;
 mod settings;
 mod show;
@@ -20,9 +22,11 @@ mod tests;
 
 pub use self::bandwidth::{Bandwidth, Rate, Window};
 pub use self::certificates::{TlsFiles, TlsPem};
+pub use self::credentials::{CredentialKeys, Credentials};
 pub use self::error::{Error, Origin};
 pub use self::quantity::{InvalidQuantity, Size, SizeOrPercent, format_duration, parse_duration};
-pub use self::registry::{AbandonPolicy, Credentials, RegistryConfig};
+pub use self::registry::{AbandonPolicy, ClientCertificate, Proxy, RegistryConfig};
+pub use self::rules::TagRule;
 pub use self::secret::{REDACTED, Secret};
 
 use self::settings::{Section, Settings};
@@ -37,6 +41,8 @@ use url::Url;
 
 /// Largest configuration file.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
+/// Largest file with the token of the admin port.
+const MAX_TOKEN_FILE_BYTES: u64 = 64 * 1024;
 /// Most listen addresses.
 const MAX_LISTEN: usize = 64;
 
@@ -81,6 +87,10 @@ pub struct Server {
 pub struct Admin {
     /// Where to listen; the port may be 0.
     pub listen: SocketAddr,
+    /// What its API asks for.
+    pub token: Option<Secret>,
+    /// The file that the token was read from.
+    pub token_file: Option<PathBuf>,
 }
 
 /// `[storage]`. No size is zero.
@@ -94,6 +104,10 @@ pub struct Storage {
     pub min_free: SizeOrPercent,
     /// Memory for manifests and small blobs.
     pub memory_cache: Size,
+    /// From the start of one round of the scrub to the start of the next; not zero. `None`: there is no scrub.
+    pub scrub_interval: Option<Duration>,
+    /// How fast the scrub reads.
+    pub scrub_rate: Rate,
 }
 
 /// `[upstream]`.
@@ -103,6 +117,8 @@ pub struct Upstream {
     pub bandwidth: Bandwidth,
     /// Most downloads at once; at least one.
     pub max_fills: usize,
+    /// Nobody is asked at all, until that is switched off.
+    pub offline: bool,
 }
 
 /// `[log]`.
@@ -147,14 +163,16 @@ impl Default for Config {
                 header_timeout: Duration::from_secs(20),
                 tls: None,
             },
-            admin: Admin { listen: SocketAddr::from(([127, 0, 0, 1], 5001)) },
+            admin: Admin { listen: SocketAddr::from(([127, 0, 0, 1], 5001)), token: None, token_file: None },
             storage: Storage {
                 path: default_data_path(),
                 max_size: SizeOrPercent::Size(Size::from_gib(50)),
                 min_free: SizeOrPercent::Percent(5),
                 memory_cache: Size::from_mib(64),
+                scrub_interval: Some(Duration::from_secs(30 * 24 * 3600)),
+                scrub_rate: Rate::from_megabytes(20),
             },
-            upstream: Upstream { bandwidth: Bandwidth::default(), max_fills: 256 },
+            upstream: Upstream { bandwidth: Bandwidth::default(), max_fills: 256, offline: false },
             log: Log { level: "info".to_owned(), format: telemetry::Format::Text },
             telemetry: Telemetry { otlp_endpoint: None, service_name: "forebay".to_owned() },
             registries: registry::well_known(),
@@ -221,6 +239,20 @@ impl Config {
             let problem = format!("{} is in server.listen too; give the admin port another", self.admin.listen);
             return Err(section.conflict_at(origin, "listen", problem));
         }
+        self.admin.token = section.secret("token")?;
+        let mut from_file = None;
+        section.text("token_file", &mut from_file, |text| {
+            Ok(Some((parse::path(text)?, parse::secret_file(Path::new(text), MAX_TOKEN_FILE_BYTES)?)))
+        })?;
+        if let Some((path, token)) = from_file {
+            if self.admin.token.is_some() {
+                return Err(section.conflict("token", "give either token or token_file, not both"));
+            }
+            (self.admin.token, self.admin.token_file) = (Some(token), Some(path));
+        }
+        if self.admin.token.as_ref().is_some_and(|token| token.expose().chars().any(|c| !c.is_ascii_graphic())) {
+            return Err(section.conflict("token", "write it in visible ASCII without spaces: it goes into a header"));
+        }
         section.finish()
     }
 }
@@ -266,6 +298,11 @@ impl Storage {
             Ok(size) if size == Size::from_bytes(0) => Err("it must be larger than zero".to_owned()),
             other => other.map_err(|error| error.to_string()),
         })?;
+        section.text("scrub_interval", &mut self.scrub_interval, |text| match text {
+            "" => Ok(None),
+            _ => parse::timeout(text).map(Some),
+        })?;
+        section.text("scrub_rate", &mut self.scrub_rate, str::parse)?;
         section.finish()
     }
 }
@@ -274,6 +311,7 @@ impl Upstream {
     fn read(&mut self, mut section: Section) -> Result<(), Error> {
         self.bandwidth.read(&mut section)?;
         section.number("max_fills", &mut self.max_fills, parse::fills)?;
+        section.flag("offline", &mut self.offline)?;
         section.finish()
     }
 }
@@ -303,6 +341,16 @@ fn size_or_percent(text: &str) -> Result<SizeOrPercent, String> {
         Ok(size) if size.is_zero() => Err("it must be larger than zero".to_owned()),
         other => other.map_err(|error| error.to_string()),
     }
+}
+
+/// A secret in a file of its own: a line.
+pub fn read_secret(path: &Path) -> Result<String, String> {
+    parse::secret_file(path, MAX_TOKEN_FILE_BYTES).map(|secret| secret.expose().to_owned())
+}
+
+/// What `FOREBAY_ADMIN_TOKEN` holds: the token that commands send to a running proxy.
+pub fn admin_token_of_environment() -> Option<String> {
+    std::env::var_os("FOREBAY_ADMIN_TOKEN")?.into_string().ok().filter(|token| !token.is_empty())
 }
 
 /// The variables of ours. Names that are not Unicode cannot be.

@@ -1,14 +1,15 @@
 //! Text to values. An error is what would be right.
 
 use super::quantity::parse_duration;
-use crate::oci::Registry;
+use super::secret::Secret;
+use crate::oci::{Pattern, Registry, TagPattern};
+use crate::telemetry;
 use std::fs::File;
 use std::io::Read;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::LevelFilter;
 use url::Url;
 
 /// Most connections that may be asked for: above any limit of open files.
@@ -17,6 +18,8 @@ const MAX_CONNECTIONS: usize = 1_000_000;
 const MAX_FILLS: usize = 100_000;
 /// Most connections of one download.
 const MAX_LANES_PER_BLOB: usize = 16;
+/// Most requests in a minute that may be asked for.
+const MAX_REQUESTS: u32 = 100_000;
 /// Longest service name.
 const MAX_SERVICE_NAME_CHARS: usize = 128;
 
@@ -88,6 +91,34 @@ pub(super) fn lanes(text: &str) -> Result<usize, String> {
     count(text, MAX_LANES_PER_BLOB)
 }
 
+/// Requests in a minute; zero is no limit.
+pub(super) fn requests(text: &str) -> Result<Option<NonZeroU32>, String> {
+    match text.parse() {
+        Ok(count) if count <= MAX_REQUESTS => Ok(NonZeroU32::new(count)),
+        _ => Err(format!("write a number from 1 to {MAX_REQUESTS}, or 0 for no limit")),
+    }
+}
+
+/// Repositories.
+pub(super) fn pattern(text: &str) -> Result<Pattern, String> {
+    text.parse().map_err(|error| format!("{error}, such as \"library/*\""))
+}
+
+/// Tags.
+pub(super) fn tag_pattern(text: &str) -> Result<TagPattern, String> {
+    text.parse().map_err(|error| format!("{error}, such as \"v*\" or \"library/*:latest\""))
+}
+
+/// A proxy's URL without secrets.
+pub(super) fn proxy(text: &str) -> Result<Url, String> {
+    let form =
+        "write a URL such as http://proxy.example:3128 or socks5://proxy.example:1080, or none, or leave it empty";
+    let url = Url::parse(text).map_err(|error| format!("{form} ({error})"))?;
+    let is_plain = url.username().is_empty() && url.password().is_none() && url.query().is_none();
+    let is_known = matches!(url.scheme(), "http" | "https" | "socks5" | "socks5h");
+    if is_known && is_plain && url.has_host() { Ok(url) } else { Err(form.to_owned()) }
+}
+
 fn count(text: &str, max: usize) -> Result<usize, String> {
     match text.parse() {
         Ok(count) if (1..=max).contains(&count) => Ok(count),
@@ -106,17 +137,9 @@ pub(super) fn service_name(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// A filter of log events. A single word must be a level: the filter's own grammar would take a misspelt level for the
-/// name of a module and stay silent.
+/// A filter of log events.
 pub(super) fn log_level(text: &str) -> Result<String, String> {
-    let form = "write off, error, warn, info, debug or trace, or directives such as info,forebay=debug";
-    let is_plain = |word: &str| !word.contains("::") && !word.contains('=') && !word.contains('[');
-    let mut directives = text.split(',').map(str::trim).filter(|directive| is_plain(directive));
-    let levels_are_real = directives.all(|word| !word.is_empty() && word.parse::<LevelFilter>().is_ok());
-    if text.trim().is_empty() || !levels_are_real || EnvFilter::try_new(text).is_err() {
-        return Err(form.to_owned());
-    }
-    Ok(text.to_owned())
+    telemetry::parse_level(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
 }
 
 /// The whole of a small file.
@@ -129,4 +152,13 @@ pub(super) fn file(path: &Path, max_bytes: u64) -> Result<Vec<u8>, String> {
         return Err(format!("the file is larger than {max_bytes} bytes"));
     }
     Ok(bytes)
+}
+
+/// A secret in a file of its own, without the end of its line.
+pub(super) fn secret_file(path: &Path, max_bytes: u64) -> Result<Secret, String> {
+    let text = String::from_utf8(file(path, max_bytes)?).map_err(|_| "the file is not UTF-8 text".to_owned())?;
+    match text.trim_end_matches(['\r', '\n']) {
+        "" => Err("the file is empty".to_owned()),
+        secret => Ok(Secret::from(secret.to_owned())),
+    }
 }

@@ -2,13 +2,18 @@
 
 use super::Overrides;
 use super::bandwidth::Bandwidth;
+use super::credentials;
+use super::credentials::{CredentialKeys, Credentials};
 use super::error::{Error, Origin};
 use super::parse;
 use super::quantity::parse_duration;
+use super::rules;
+use super::rules::TagRule;
 use super::secret::Secret;
 use super::settings::{Section, value_error};
-use crate::oci::Registry;
+use crate::oci::{Pattern, Registry};
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 use toml::Value;
@@ -27,8 +32,6 @@ const WELL_KNOWN: [(&str, &str); 9] = [
     ("registry.gitlab.com", "registry.gitlab.com"),
 ];
 
-/// Largest file with a password.
-const MAX_PASSWORD_FILE_BYTES: u64 = 64 * 1024;
 /// Largest file with certificates.
 const MAX_CA_FILE_BYTES: u64 = 1024 * 1024;
 /// Endpoints of one registry.
@@ -47,12 +50,18 @@ pub struct RegistryConfig {
     pub virtual_hosts: Vec<String>,
     /// Who to be at the registry.
     pub credentials: Option<Credentials>,
+    /// Where they come from, when not from the file itself.
+    pub credential_keys: CredentialKeys,
     /// There were credentials, and `--upstream` leads to an origin that they were not configured for.
     pub drops_credentials: bool,
     /// File with further roots.
     pub ca_file: Option<PathBuf>,
     /// What that file holds: PEM, not yet judged; empty without a file.
     pub ca_pem: Vec<u8>,
+    /// Who to be in TLS.
+    pub client_certificate: Option<ClientCertificate>,
+    /// How it is reached.
+    pub proxy: Proxy,
     /// Further hosts, with a port where they have one, that may receive the credentials.
     pub token_realms: Vec<String>,
     /// How long a tag is served without asking; zero asks each time.
@@ -61,6 +70,18 @@ pub struct RegistryConfig {
     pub stale_if_error: Duration,
     /// How long a "not found" is remembered.
     pub not_found_ttl: Duration,
+    /// How long a right to content that was fetched with credentials stands without asking.
+    pub grant_ttl: Duration,
+    /// Nobody is asked, until that is switched off.
+    pub offline: bool,
+    /// What differs for some tags; the first that fits decides.
+    pub tag_rules: Vec<TagRule>,
+    /// The only repositories that may be pulled; all when empty.
+    pub allow: Vec<Pattern>,
+    /// Repositories that may not be pulled.
+    pub deny: Vec<Pattern>,
+    /// Most requests in a minute; `None` is no limit.
+    pub max_requests_per_minute: Option<NonZeroU32>,
     /// Longest wait for a connection.
     pub connect_timeout: Duration,
     /// Longest silence of the registry, not a total.
@@ -93,15 +114,28 @@ impl AbandonPolicy {
     }
 }
 
-/// A user and a password, which came from the file itself or from a file of its own.
+/// A certificate with its key, from two files.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Credentials {
-    /// The user.
-    pub username: String,
-    /// The password or access token.
-    pub password: Secret,
-    /// The file it was read from, without its last line end.
-    pub password_file: Option<PathBuf>,
+pub struct ClientCertificate {
+    /// `client_cert`.
+    pub cert_file: PathBuf,
+    /// What it holds: PEM, not yet judged.
+    pub cert_pem: Vec<u8>,
+    /// `client_key`.
+    pub key_file: PathBuf,
+    /// What it holds: PEM, not yet judged.
+    pub key_pem: Secret,
+}
+
+/// How a registry is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Proxy {
+    /// As `HTTP_PROXY` and its kin say.
+    Environment,
+    /// Directly.
+    None,
+    /// Through this one.
+    Url(Url),
 }
 
 impl RegistryConfig {
@@ -113,13 +147,22 @@ impl RegistryConfig {
             aliases: Vec::new(),
             virtual_hosts: Vec::new(),
             credentials: None,
+            credential_keys: CredentialKeys::default(),
             drops_credentials: false,
             ca_file: None,
             ca_pem: Vec::new(),
+            client_certificate: None,
+            proxy: Proxy::Environment,
             token_realms: Vec::new(),
             tag_ttl: Duration::from_secs(5 * 60),
             stale_if_error: Duration::from_secs(30 * 24 * 60 * 60),
             not_found_ttl: Duration::from_secs(10),
+            grant_ttl: Duration::from_secs(60 * 60),
+            offline: false,
+            tag_rules: Vec::new(),
+            allow: Vec::new(),
+            deny: Vec::new(),
+            max_requests_per_minute: None,
             connect_timeout: Duration::from_secs(5),
             read_timeout: Duration::from_secs(30),
             bandwidth: Bandwidth::default(),
@@ -136,21 +179,37 @@ impl RegistryConfig {
         }
         section.list("aliases", &mut self.aliases, parse::host)?;
         section.list("virtual_hosts", &mut self.virtual_hosts, parse::host)?;
-        self.credentials = read_credentials(section)?;
+        (self.credentials, self.credential_keys) = credentials::read(section, &self.registry)?;
         self.read_ca(section)?;
+        self.read_client_certificate(section)?;
+        section.text("proxy", &mut self.proxy, |text| match text {
+            "" => Ok(Proxy::Environment),
+            "none" => Ok(Proxy::None),
+            _ => parse::proxy(text).map(Proxy::Url),
+        })?;
         section.list("token_realms", &mut self.token_realms, parse::host)?;
-        section.text("tag_ttl", &mut self.tag_ttl, |text| parse_duration(text).map_err(|e| e.to_string()))?;
-        section
-            .text("stale_if_error", &mut self.stale_if_error, |text| parse_duration(text).map_err(|e| e.to_string()))?;
-        section
-            .text("not_found_ttl", &mut self.not_found_ttl, |text| parse_duration(text).map_err(|e| e.to_string()))?;
+        self.read_tags(section)?;
         section.text("connect_timeout", &mut self.connect_timeout, parse::timeout)?;
         section.text("read_timeout", &mut self.read_timeout, parse::timeout)?;
         self.read_limits(section)
     }
 
+    fn read_tags(&mut self, section: &mut Section) -> Result<(), Error> {
+        section.text("tag_ttl", &mut self.tag_ttl, |text| parse_duration(text).map_err(|e| e.to_string()))?;
+        section
+            .text("stale_if_error", &mut self.stale_if_error, |text| parse_duration(text).map_err(|e| e.to_string()))?;
+        section
+            .text("not_found_ttl", &mut self.not_found_ttl, |text| parse_duration(text).map_err(|e| e.to_string()))?;
+        section.text("grant_ttl", &mut self.grant_ttl, |text| parse_duration(text).map_err(|e| e.to_string()))?;
+        section.flag("offline", &mut self.offline)?;
+        rules::read_tag_rules(section, &mut self.tag_rules)?;
+        section.list("allow", &mut self.allow, parse::pattern)?;
+        section.list("deny", &mut self.deny, parse::pattern)
+    }
+
     fn read_limits(&mut self, section: &mut Section) -> Result<(), Error> {
         self.bandwidth.read(section)?;
+        section.number("max_requests_per_minute", &mut self.max_requests_per_minute, parse::requests)?;
         section.number("max_fills", &mut self.max_fills, parse::fills)?;
         section.number("lanes_per_blob", &mut self.lanes_per_blob, parse::lanes)?;
         section.text("abandon_policy", &mut self.abandon_policy, |text| match text {
@@ -158,6 +217,29 @@ impl RegistryConfig {
             "finish" => Ok(AbandonPolicy::Finish),
             _ => Err("write \"park\" or \"finish\"".to_owned()),
         })
+    }
+
+    fn read_client_certificate(&mut self, section: &mut Section) -> Result<(), Error> {
+        let pem = |text: &str| {
+            let path = parse::path(text)?;
+            let pem = parse::file(&path, MAX_CA_FILE_BYTES)?;
+            if pem.is_empty() { Err("the file is empty".to_owned()) } else { Ok(Some((path, pem))) }
+        };
+        let (mut cert, mut key) = (None, None);
+        section.text("client_cert", &mut cert, pem)?;
+        section.text("client_key", &mut key, |text| {
+            let (path, pem) = pem(text)?.ok_or_else(String::new)?;
+            let text = String::from_utf8(pem).map_err(|_| "the file is not PEM".to_owned())?;
+            Ok(Some((path, Secret::from(text))))
+        })?;
+        self.client_certificate = match (cert, key) {
+            (None, None) => None,
+            (Some((cert_file, cert_pem)), Some((key_file, key_pem))) => {
+                Some(ClientCertificate { cert_file, cert_pem, key_file, key_pem })
+            }
+            _ => return Err(section.conflict("client_cert", "give both client_cert and client_key, or neither")),
+        };
+        Ok(())
     }
 
     fn read_ca(&mut self, section: &mut Section) -> Result<(), Error> {
@@ -172,37 +254,6 @@ impl RegistryConfig {
             self.ca_pem = pem;
         }
         Ok(())
-    }
-}
-
-fn read_credentials(section: &mut Section) -> Result<Option<Credentials>, Error> {
-    let mut username = None;
-    section.text("username", &mut username, |text| match text {
-        "" => Err("it is empty".to_owned()),
-        _ => Ok(Some(text.to_owned())),
-    })?;
-    let password = section.secret("password")?;
-    let mut from_file = None;
-    section.text("password_file", &mut from_file, |text| {
-        let path = parse::path(text)?;
-        let text = String::from_utf8(parse::file(&path, MAX_PASSWORD_FILE_BYTES)?)
-            .map_err(|_| "the file is not UTF-8 text".to_owned())?;
-        match text.trim_end_matches(['\r', '\n']) {
-            "" => Err("the file is empty".to_owned()),
-            password => Ok(Some((path, Secret::from(password.to_owned())))),
-        }
-    })?;
-    match (username, password, from_file) {
-        (None, None, None) => Ok(None),
-        (_, Some(_), Some(_)) => Err(section.conflict("password", "give either password or password_file, not both")),
-        (None, _, _) => Err(section.conflict("password", "a password needs a username beside it")),
-        (Some(_), None, None) => {
-            Err(section.conflict("username", "a username needs a password or password_file beside it"))
-        }
-        (Some(username), Some(password), None) => Ok(Some(Credentials { username, password, password_file: None })),
-        (Some(username), None, Some((path, password))) => {
-            Ok(Some(Credentials { username, password, password_file: Some(path) }))
-        }
     }
 }
 
@@ -269,6 +320,7 @@ fn apply_upstreams(registries: &mut Vec<RegistryConfig>, overrides: &Overrides) 
         }
         if configured.iter().all(|known| known.origin() != url.origin()) {
             registry.drops_credentials |= registry.credentials.take().is_some();
+            registry.drops_credentials |= registry.client_certificate.take().is_some();
         }
         registry.endpoints.push(url);
     }

@@ -193,6 +193,18 @@ impl Section {
         Ok(())
     }
 
+    /// Reads `true` or `false` into `target`, when the key is set.
+    pub(super) fn flag(&mut self, key: &'static str, target: &mut bool) -> Result<(), Error> {
+        let Some(Setting { value, origin }) = self.take(key) else { return Ok(()) };
+        *target = match (&value, &origin) {
+            (Value::Boolean(flag), _) => *flag,
+            (Value::String(text), Origin::Environment(_)) if text == "true" => true,
+            (Value::String(text), Origin::Environment(_)) if text == "false" => false,
+            _ => return Err(value_error(&origin, &self.path(key), &value, "write true or false".to_owned())),
+        };
+        Ok(())
+    }
+
     /// Reads a list of strings into `target`, when the key is set; in the environment, a string with commas.
     pub(super) fn list<T: PartialEq>(
         &mut self,

@@ -1,6 +1,8 @@
 //! The configuration as TOML.
 
 use super::Config;
+use super::Credentials;
+use super::Proxy;
 use super::RegistryConfig;
 use super::bandwidth::Bandwidth;
 use super::quantity::format_duration;
@@ -23,14 +25,22 @@ pub(super) fn to_toml(config: &Config) -> String {
     }
     out.table("[admin]");
     out.text("listen", config.admin.listen);
+    match (&config.admin.token, &config.admin.token_file) {
+        (_, Some(path)) => out.text("token_file", path.display()),
+        (Some(_), None) => out.text("token", REDACTED),
+        (None, None) => {}
+    }
     out.table("[storage]");
     out.text("path", config.storage.path.display());
     out.text("max_size", config.storage.max_size);
     out.text("min_free", config.storage.min_free);
     out.text("memory_cache", config.storage.memory_cache);
+    out.text("scrub_interval", config.storage.scrub_interval.map_or_else(String::new, format_duration));
+    out.text("scrub_rate", config.storage.scrub_rate);
     out.table("[upstream]");
     out.bandwidth(&config.upstream.bandwidth);
     out.raw("max_fills", config.upstream.max_fills);
+    out.raw("offline", config.upstream.offline);
     out.table("[log]");
     out.text("level", &config.log.level);
     out.text(
@@ -87,26 +97,56 @@ impl Writer {
         if registry.drops_credentials {
             self.0.push_str("# The credentials are not used: --upstream names another origin.\n");
         }
-        if let Some(credentials) = &registry.credentials {
-            self.text("username", &credentials.username);
-            match &credentials.password_file {
-                Some(path) => self.text("password_file", path.display()),
-                None => self.text("password", REDACTED),
-            }
-        }
+        self.credentials(registry);
         if let Some(path) = &registry.ca_file {
             self.text("ca_file", path.display());
+        }
+        if let Some(certificate) = &registry.client_certificate {
+            self.text("client_cert", certificate.cert_file.display());
+            self.text("client_key", certificate.key_file.display());
+        }
+        match &registry.proxy {
+            Proxy::Environment => self.text("proxy", ""),
+            Proxy::None => self.text("proxy", "none"),
+            Proxy::Url(url) => self.text("proxy", url),
         }
         self.list("token_realms", &registry.token_realms);
         self.duration("tag_ttl", registry.tag_ttl);
         self.duration("stale_if_error", registry.stale_if_error);
         self.duration("not_found_ttl", registry.not_found_ttl);
+        self.duration("grant_ttl", registry.grant_ttl);
+        self.raw("offline", registry.offline);
+        self.list("allow", &registry.allow);
+        self.list("deny", &registry.deny);
         self.duration("connect_timeout", registry.connect_timeout);
         self.duration("read_timeout", registry.read_timeout);
         self.bandwidth(&registry.bandwidth);
+        self.raw("max_requests_per_minute", registry.max_requests_per_minute.map_or(0, u32::from));
         self.raw("max_fills", registry.max_fills);
         self.raw("lanes_per_blob", registry.lanes_per_blob);
         self.text("abandon_policy", registry.abandon_policy.as_str());
+        for rule in &registry.tag_rules {
+            self.table("[[registry.tag_rule]]");
+            self.0.push_str(&rule.to_string());
+        }
+    }
+
+    /// By the keys that they came from.
+    fn credentials(&mut self, registry: &RegistryConfig) {
+        let keys = &registry.credential_keys;
+        if let Some(path) = &keys.docker_config {
+            return self.text("docker_config", path.display());
+        }
+        if let Some(name) = &keys.credential_helper {
+            return self.text("credential_helper", name);
+        }
+        if let Some(Credentials::Password { username, password_file, .. }) = &registry.credentials {
+            self.text("username", username);
+            match password_file {
+                Some(path) => self.text("password_file", path.display()),
+                None => self.text("password", REDACTED),
+            }
+        }
     }
 
     fn bandwidth(&mut self, bandwidth: &Bandwidth) {

@@ -21,6 +21,13 @@ fn registry<'a>(config: &'a Config, host: &str) -> &'a RegistryConfig {
     config.registries.iter().find(|known| known.registry.as_str() == host).expect("the registry is configured")
 }
 
+fn password_of(registry: &RegistryConfig) -> Option<&str> {
+    match &registry.credentials {
+        Some(Credentials::Password { password, .. }) => Some(password.expose()),
+        _ => None,
+    }
+}
+
 #[test]
 fn nothing_set_is_the_default() {
     assert_eq!(from_file(""), Ok(Config::default()));
@@ -35,6 +42,8 @@ fn defaults_are_the_documented_ones() {
     assert_eq!(config.storage.max_size.to_string(), "50GiB");
     assert_eq!(config.storage.min_free.to_string(), "5%");
     assert_eq!(config.storage.memory_cache.to_string(), "64MiB");
+    assert_eq!(config.storage.scrub_interval, Some(Duration::from_secs(30 * 24 * 3600)));
+    assert_eq!(config.storage.scrub_rate.to_string(), "20MB/s");
     assert_eq!(config.registries.len(), 9);
     assert_eq!(registry(&config, "docker.io").endpoints[0].as_str(), "https://registry-1.docker.io/");
     assert_eq!(registry(&config, "ghcr.io").endpoints[0].as_str(), "https://ghcr.io/");
@@ -58,8 +67,13 @@ fn the_commented_registry_of_the_annotated_file_is_valid() {
     let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("config/default.toml")).unwrap();
     let example = text.split("# [[registry]]\n").nth(1).unwrap();
     let lines = example.lines().map(|line| line.trim_start_matches("# "));
-    let kept: Vec<_> =
-        lines.filter(|line| !line.starts_with("password_file") && !line.starts_with("ca_file")).collect();
+    let kept: Vec<_> = lines
+        .filter(|line| {
+            !["password_file", "ca_file", "docker_config", "credential_helper", "client_"]
+                .iter()
+                .any(|key| line.starts_with(key))
+        })
+        .collect();
     let config = from_file(&format!("[[registry]]\n{}", kept.join("\n"))).unwrap();
     assert_eq!(registry(&config, "registry.example:5000").aliases, ["example"]);
 }
@@ -98,6 +112,8 @@ fn a_file_sets_every_kind_of_value() {
         max_size = "80%"
         min_free = 1024
         memory_cache = "1MB"
+        scrub_interval = ""
+        scrub_rate = "1MiB/s"
         [log]
         level = "warn,forebay::pull=debug"
         format = "json"
@@ -124,11 +140,13 @@ fn a_file_sets_every_kind_of_value() {
     assert_eq!(config.server.listen.len(), 3);
     assert_eq!(config.server.header_timeout, Duration::from_secs(90));
     assert_eq!(config.storage.min_free, SizeOrPercent::Size(Size::from_bytes(1024)));
+    assert_eq!(config.storage.scrub_interval, None);
+    assert_eq!(config.storage.scrub_rate.bytes_per_second().get(), 1024 * 1024);
     assert_eq!(config.log.format, telemetry::Format::Json);
     assert_eq!(config.registries.len(), 11);
     let full = registry(&config, "r.example:5000");
     assert_eq!(full.endpoints[0].as_str(), "http://a.example/base");
-    assert_eq!(full.credentials.as_ref().map(|c| c.password.expose()), Some("p"));
+    assert_eq!(password_of(full), Some("p"));
     assert_eq!(full.tag_ttl, Duration::ZERO);
     let hub = registry(&config, "docker.io");
     assert_eq!((hub.endpoints[0].as_str(), hub.tag_ttl.as_secs()), ("https://registry-1.docker.io/", 3600));
@@ -137,7 +155,7 @@ fn a_file_sets_every_kind_of_value() {
     let shown = config.to_toml();
     let mut again = from_file(&shown).unwrap();
     let index = again.registries.iter().position(|r| r.credentials.is_some()).unwrap();
-    assert_eq!(again.registries[index].credentials.as_ref().unwrap().password.expose(), REDACTED);
+    assert_eq!(password_of(&again.registries[index]), Some(REDACTED));
     again.registries[index].credentials = full.credentials.clone();
     assert_eq!(again, config);
 }
@@ -150,10 +168,10 @@ fn bad_plain_settings() {
             "[sever]",
             "f.toml: unknown key sever; known here: [server], [admin], [storage], [upstream], [log], [telemetry], [[registry]]",
         ),
-        ("[admin]\nlisen = 1", "f.toml: unknown key admin.lisen; known here: listen"),
+        ("[admin]\nlisen = 1", "f.toml: unknown key admin.lisen; known here: listen, token, token_file"),
         (
             "[storage]\nmaxsize = 1",
-            "f.toml: unknown key storage.maxsize; known here: path, max_size, min_free, memory_cache",
+            "f.toml: unknown key storage.maxsize; known here: path, max_size, min_free, memory_cache, scrub_interval, scrub_rate",
         ),
         ("[server]\nlisten = []", "f.toml: server.listen: list from one to 64 addresses"),
         (
@@ -194,6 +212,7 @@ fn bad_plain_settings() {
             "[storage]\nmemory_cache = \"64 megs\"",
             "f.toml: storage.memory_cache = \"64 megs\": a size is a number of bytes or a number with B, KB, MB, GB, TB, KiB, MiB, GiB or TiB, such as \"50GiB\"",
         ),
+        ("[storage]\nscrub_interval = \"0s\"", "f.toml: storage.scrub_interval = \"0s\": it must be longer than zero"),
         ("[storage]\nmemory_cache = 1.5", "f.toml: storage.memory_cache = 1.5: write it as a number or a string"),
         ("[storage]\nmax_size = \"99999999TiB\"", "f.toml: storage.max_size = \"99999999TiB\": the size is too large"),
         (
@@ -241,7 +260,7 @@ fn bad_registries() {
         ),
         (
             "[[registry]]\nhost = \"a.io\"\nendpoint = \"x\"",
-            "f.toml: unknown key registry[a.io].endpoint; known here: host, endpoints, aliases, virtual_hosts, username, password, password_file, ca_file, token_realms, tag_ttl, stale_if_error, not_found_ttl, connect_timeout, read_timeout, bandwidth_limit, bandwidth_schedule, max_fills, lanes_per_blob, abandon_policy",
+            "f.toml: unknown key registry[a.io].endpoint; known here: host, endpoints, aliases, virtual_hosts, username, password, password_file, credential_helper, docker_config, ca_file, client_cert, client_key, proxy, token_realms, tag_ttl, stale_if_error, not_found_ttl, grant_ttl, offline, tag_rule, allow, deny, connect_timeout, read_timeout, bandwidth_limit, bandwidth_schedule, max_requests_per_minute, max_fills, lanes_per_blob, abandon_policy",
         ),
         ("[[registry]]\nhost = \"a.io\"\nendpoints = []", "f.toml: registry[a.io].endpoints: list from one to 16 URLs"),
         (
@@ -334,7 +353,9 @@ fn files_beside_the_configuration() {
     let base = "[[registry]]\nhost = \"a.io\"\n";
     let config = from_file(&format!("{base}username = \"u\"\npassword_file = {password:?}\nca_file = {ca:?}")).unwrap();
     let read = registry(&config, "a.io");
-    assert_eq!(read.credentials.as_ref().unwrap().password.expose(), "hunter2");
+    assert!(
+        matches!(&read.credentials, Some(Credentials::Password { password, .. }) if password.expose() == "hunter2")
+    );
     assert_eq!(read.ca_pem, certificate.as_bytes());
     let shown = config.to_toml();
     assert!(shown.contains("password_file") && !shown.contains("hunter2"), "{shown}");
@@ -390,7 +411,7 @@ fn bad_environment() {
     let rows = [
         (
             ("FOREBAY_STORAGE__MAXSIZE", "1"),
-            "FOREBAY_STORAGE__MAXSIZE: unknown key storage.maxsize; known here: path, max_size, min_free, memory_cache",
+            "FOREBAY_STORAGE__MAXSIZE: unknown key storage.maxsize; known here: path, max_size, min_free, memory_cache, scrub_interval, scrub_rate",
         ),
         (
             ("FOREBAY_STORE__PATH", "1"),

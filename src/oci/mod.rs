@@ -9,15 +9,23 @@
 //! What it must never know: files, sockets, HTTP types, configuration, any other layer.
 
 mod digest;
+mod image_name;
 mod manifest;
 mod media_type;
 mod name;
+mod outline;
+mod pattern;
 mod range;
 mod reference;
+mod referrers;
 
 pub use self::digest::{Algorithm, Digest, Hasher, InvalidDigest, Mismatch, Verified};
+pub use self::image_name::{ImageName, InvalidImageName};
 pub use self::manifest::{Children, InvalidManifest, MAX_MANIFEST_BYTES, inspect};
 pub use self::media_type::{InvalidMediaType, MANIFEST_ACCEPT, MediaType};
 pub use self::name::{InvalidName, Registry, Repository, RepositoryName};
+pub use self::outline::{InvalidPlatform, Member, Outline, Platform, outline, platform_of};
+pub use self::pattern::{InvalidPattern, Pattern, TagPattern};
 pub use self::range::{ByteRange, ContentRange, RangeHeader, Selection};
 pub use self::reference::{InvalidTag, Reference, Tag};
+pub use self::referrers::filter_referrers;

@@ -96,8 +96,10 @@ pub(super) async fn get(inner: &Arc<Inner>, repository: &Repository, digest: &Di
     for _ in 0..MAX_DECISIONS {
         let admission = access::admit(inner, repository, digest, Kind::Blob).await?;
         let decided = match admission {
-            Admission::Granted => stored(inner, digest, Outcome::Hit).await,
-            Admission::Confirmed => stored(inner, digest, Outcome::Revalidated).await,
+            Admission::Granted => stored(inner, repository, digest, Outcome::Hit).await?,
+            Admission::Confirmed => stored(inner, repository, digest, Outcome::Revalidated).await?,
+            Admission::Stale(reason) => stored(inner, repository, digest, Outcome::Stale { reason }).await?,
+            Admission::Offline => stored(inner, repository, digest, Outcome::Offline).await?,
             Admission::Absent => download(inner, repository, FillKey::shared(digest)).await?,
             Admission::Refetch => download(inner, repository, FillKey::own(digest, repository)).await?,
         };
@@ -108,18 +110,27 @@ pub(super) async fn get(inner: &Arc<Inner>, repository: &Repository, digest: &Di
     Err(Error::abandoned())
 }
 
-/// From the store; `None` when it is gone by now, or our disk does not give it: the upstream still has it.
-async fn stored(inner: &Arc<Inner>, digest: &Digest, outcome: Outcome) -> Option<Blob> {
+/// From the store; `None` when it is gone by now. What our disk neither gives nor lets go of, this repository fetches for
+/// itself: the upstream still has it.
+async fn stored(
+    inner: &Arc<Inner>,
+    repository: &Repository,
+    digest: &Digest,
+    outcome: Outcome,
+) -> Result<Option<Blob>, Error> {
     match inner.store.content(digest).await {
-        Ok(content) => {
-            let content = content?;
+        Ok(None) => Ok(None),
+        Ok(Some(content)) => {
             let size_bytes = Some(content.size_bytes());
-            Some(Blob { digest: *digest, size_bytes, outcome, place: Place::Stored(content, inner.store.clone()) })
+            let place = Place::Stored(content, inner.store.clone());
+            Ok(Some(Blob { digest: *digest, size_bytes, outcome, place }))
         }
         Err(error) => {
             tracing::error!(%digest, %error, "stored content cannot be opened; it is fetched again");
-            inner.store.forget(digest).await;
-            None
+            if error.is_about_content() && inner.store.forget(digest).await {
+                return Ok(None);
+            }
+            download(inner, repository, FillKey::own(digest, repository)).await
         }
     }
 }
@@ -151,7 +162,10 @@ async fn follow(
     let digest = *key.digest();
     let Some(opened) = wait.value().await else { return Ok(None) };
     match opened {
-        Opened::Failed { leader, error } if leader == *repository => Err(error),
+        Opened::Failed { leader, error } if leader == *repository => {
+            access::heard(inner, repository, Some(&digest), Some(&error)).await;
+            Err(error)
+        }
         // What one repository cannot have says nothing about another.
         Opened::Failed { .. } => download_alone(inner, repository, &digest).await,
         Opened::Relayed { leader, identity, size_bytes, relay } => {
@@ -198,6 +212,8 @@ pub(super) async fn head(inner: &Arc<Inner>, repository: &Repository, digest: &D
     match access::admit(inner, repository, digest, Kind::Blob).await? {
         Admission::Granted => info(inner.store.size_bytes(digest), Outcome::Hit),
         Admission::Confirmed => info(inner.store.size_bytes(digest), Outcome::Revalidated),
+        Admission::Stale(reason) => info(inner.store.size_bytes(digest), Outcome::Stale { reason }),
+        Admission::Offline => info(inner.store.size_bytes(digest), Outcome::Offline),
         Admission::Absent | Admission::Refetch => {
             let flying = inner.fills.find(&FillKey::shared(digest)).and_then(|wait| wait.value_now());
             if let Some(Opened::Growing { leader, growing, .. }) = flying

@@ -31,6 +31,13 @@ pub enum Error {
     #[error("the upstream does not support the referrers API")]
     ReferrersUnsupported,
 
+    /// The operator does not let this repository be pulled.
+    #[error("the repository may not be pulled here")]
+    NotAllowed,
+    /// The operator lets nobody be asked, and it is not here.
+    #[error("the registry is switched offline, and it is not here")]
+    Offline,
+
     // === The upstream ===
     /// It refuses.
     #[error("the upstream refuses: {reason}")]
@@ -86,11 +93,13 @@ impl Error {
         use upstream::Error as Upstream;
         match error {
             Upstream::UnknownRegistry => Self::UnknownRegistry,
+            Upstream::Offline => Self::Offline,
             Upstream::NotFound => absent,
             Upstream::Denied { reason, with_credentials } => Self::Denied { reason, with_credentials },
             Upstream::RateLimited { retry_after } => Self::RateLimited { retry_after },
             Upstream::Unavailable { status } => Self::UpstreamUnavailable { status },
             Upstream::Unreachable { reason } => Self::UpstreamUnreachable { reason },
+            Upstream::Helper { reason } => Self::UpstreamUnreachable { reason },
             Upstream::TimedOut { what } => Self::UpstreamTimedOut { what },
             Upstream::Cut { after_bytes, reason } => {
                 Self::UpstreamUnreachable { reason: format!("the answer broke after {after_bytes} bytes: {reason}") }
@@ -99,9 +108,32 @@ impl Error {
         }
     }
 
+    /// In one word, for `Cache-Status` and logs.
+    pub fn detail(&self) -> &'static str {
+        match self {
+            Self::UnknownRegistry => "unknown-registry",
+            Self::ManifestUnknown { .. } | Self::BlobUnknown | Self::NameUnknown => "not-found",
+            Self::ReferrersUnsupported => "unsupported",
+            Self::NotAllowed => "not-allowed",
+            Self::Offline => "offline",
+            Self::Denied { .. } => "denied",
+            Self::RateLimited { .. } => StaleReason::RateLimited.as_str(),
+            Self::UpstreamUnavailable { .. } => StaleReason::UpstreamError.as_str(),
+            Self::UpstreamUnreachable { .. } => StaleReason::Unreachable.as_str(),
+            Self::UpstreamTimedOut { .. } => StaleReason::TimedOut.as_str(),
+            Self::UpstreamWrong { .. } => "wrong-answer",
+            Self::Internal { .. } => "internal",
+        }
+    }
+
     /// A flight ended without a word.
     pub(super) fn abandoned() -> Self {
         Self::Internal { reason: "the request was given up; try again".to_owned() }
+    }
+
+    /// The upstream could not answer at all: a reason to leave it alone about what is known.
+    pub(super) fn is_trouble(&self) -> bool {
+        self.stale_reason().is_some() && !matches!(self, Self::UpstreamWrong { .. })
     }
 
     /// Whether a known digest may be served in spite of it, and as what (the table "Freshness of a tag").
@@ -113,6 +145,8 @@ impl Error {
             Self::UpstreamTimedOut { .. } => Some(StaleReason::TimedOut),
             Self::UpstreamWrong { .. } => Some(StaleReason::UpstreamError),
             Self::UnknownRegistry
+            | Self::NotAllowed
+            | Self::Offline
             | Self::ManifestUnknown { .. }
             | Self::BlobUnknown
             | Self::NameUnknown

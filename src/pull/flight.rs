@@ -66,6 +66,13 @@ impl<K: Eq + Hash + Clone, V: Clone> Flights<K, V> {
     }
 }
 
+impl<K: Eq + Hash + Clone, V: Clone> Flights<K, V> {
+    /// Who flies, and where one waits for it.
+    pub(super) fn all(&self) -> Vec<(K, Wait<V>)> {
+        self.table.lock().iter().map(|(key, wait)| (key.clone(), wait.clone())).collect()
+    }
+}
+
 impl<K, V> Table<K, V> {
     /// Held for moments, never across an await.
     fn lock(&self) -> MutexGuard<'_, HashMap<K, Wait<V>>> {
@@ -79,6 +86,12 @@ impl<K: Eq + Hash, V: Clone> Permit<K, V> {
         self.wait.clone()
     }
 
+    /// Gives the key back, and then tells all who wait: who hears it and asks again leads anew.
+    pub(super) fn land(self, value: V) {
+        self.table.lock().remove(&self.key);
+        self.sender.send_replace(Some(value));
+    }
+
     /// Tells all who wait. The key stays taken until the permit is dropped.
     pub(super) fn announce(&self, value: V) {
         self.sender.send_replace(Some(value));
@@ -87,7 +100,11 @@ impl<K: Eq + Hash, V: Clone> Permit<K, V> {
 
 impl<K: Eq + Hash, V> Drop for Permit<K, V> {
     fn drop(&mut self) {
-        self.table.lock().remove(&self.key);
+        let mut flights = self.table.lock();
+        // Landed, the key may be another's by now.
+        if flights.get(&self.key).is_some_and(|wait| wait.receiver.same_channel(&self.wait.receiver)) {
+            flights.remove(&self.key);
+        }
     }
 }
 
@@ -100,6 +117,12 @@ impl<V: Clone> Wait<V> {
     /// What the leader announced; `None` when it left without a word.
     pub(super) async fn value(mut self) -> Option<V> {
         self.receiver.wait_for(Option::is_some).await.ok()?.clone()
+    }
+
+    /// Waits until the leader has left.
+    pub(super) async fn over(mut self) {
+        // The condition never holds: only the end of the flight ends the wait.
+        let _ = self.receiver.wait_for(|_| false).await;
     }
 
     /// What the leader has announced so far.
@@ -129,6 +152,19 @@ mod tests {
         drop(permit);
         assert_eq!(wait.value().await, Some(7));
         assert!(flights.find(&1).is_none());
+    }
+
+    #[tokio::test]
+    async fn a_flight_that_landed_leaves_its_key_to_the_next() {
+        let flights = Flights::<u8, u8>::new();
+        let Seat::Lead(permit) = flights.board(&1) else { panic!("first") };
+        let wait = permit.wait();
+        permit.land(7);
+        assert_eq!(wait.value().await, Some(7));
+        let Seat::Lead(first) = flights.board(&1) else { panic!("the key is free") };
+        assert!(matches!(flights.board(&1), Seat::Follow(_)));
+        drop(first);
+        assert!(matches!(flights.board(&1), Seat::Lead(_)));
     }
 
     #[tokio::test]

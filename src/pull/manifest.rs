@@ -20,6 +20,7 @@ use super::access::Admission;
 use super::access::Kind;
 use super::error::Error;
 use super::flight::Seat;
+use super::lookahead;
 use super::outcome::Outcome;
 
 /// A whole, verified manifest.
@@ -37,7 +38,9 @@ pub struct Manifest {
 
 pub(super) async fn by_digest(inner: &Arc<Inner>, repository: &Repository, digest: &Digest) -> Result<Manifest, Error> {
     let admission = access::admit(inner, repository, digest, Kind::Manifest).await?;
-    admitted(inner, repository, digest, admission).await
+    let manifest = admitted(inner, repository, digest, admission).await?;
+    lookahead::begin(inner, repository, &manifest);
+    Ok(manifest)
 }
 
 /// From the store where that is allowed and possible, else from the upstream.
@@ -50,6 +53,8 @@ pub(super) async fn admitted(
     let outcome = match admission {
         Admission::Granted => Outcome::Hit,
         Admission::Confirmed => Outcome::Revalidated,
+        Admission::Stale(reason) => Outcome::Stale { reason },
+        Admission::Offline => Outcome::Offline,
         Admission::Absent | Admission::Refetch => return fetch(inner, repository, digest).await,
     };
     match stored(inner, digest, outcome).await {
@@ -58,12 +63,9 @@ pub(super) async fn admitted(
     }
 }
 
-/// From the store, if this repository may have it and it is there. Asks nobody.
+/// From the store, if this repository may have it while nobody can be asked, and it is there.
 pub(super) async fn granted(inner: &Inner, repository: &Repository, digest: &Digest) -> Option<Manifest> {
-    match inner.store.standing(repository, digest) {
-        crate::store::Standing::Granted => stored(inner, digest, Outcome::Hit).await,
-        _ => None,
-    }
+    if access::is_open_stale(inner, repository, digest) { stored(inner, digest, Outcome::Hit).await } else { None }
 }
 
 async fn stored(inner: &Inner, digest: &Digest, outcome: Outcome) -> Option<Manifest> {
@@ -74,7 +76,9 @@ async fn stored(inner: &Inner, digest: &Digest, outcome: Outcome) -> Option<Mani
         }
         Err(error) => {
             tracing::error!(%digest, %error, "a stored manifest cannot be read; it is fetched again");
-            inner.store.forget(digest).await;
+            if error.is_about_content() {
+                inner.store.forget(digest).await;
+            }
             None
         }
     }
@@ -106,8 +110,9 @@ async fn fetch(inner: &Arc<Inner>, repository: &Repository, digest: &Digest) -> 
 async fn fetch_now(inner: &Inner, repository: &Repository, digest: &Digest) -> Result<Manifest, Error> {
     let reference = Reference::Digest(*digest);
     let fetched = inner.upstream.get_manifest(repository, &reference).await;
-    let fetched = fetched.map_err(|error| Error::from_upstream(error, Kind::Manifest.absent()))?;
-    keep(inner, repository, digest, fetched).await
+    let fetched = fetched.map_err(|error| Error::from_upstream(error, Kind::Manifest.absent()));
+    access::heard(inner, repository, Some(digest), fetched.as_ref().err()).await;
+    keep(inner, repository, digest, fetched?).await
 }
 
 /// Verifies what the upstream sent, keeps it and grants it. A store that cannot keep it does not fail the pull.

@@ -23,6 +23,10 @@ pub enum Outcome {
         /// Why not.
         reason: StaleReason,
     },
+    /// From the store, past its time: the upstream is not to be asked.
+    Offline,
+    /// From the store: the upstream says that the tag moved, and a rule says that it stays.
+    MoveRefused,
 }
 
 /// Why the upstream could not be asked.
@@ -63,13 +67,15 @@ impl Outcome {
             Self::Join => "join",
             Self::Negative => "negative",
             Self::Stale { .. } => "stale",
+            Self::Offline => "offline",
+            Self::MoveRefused => "move-refused",
         }
     }
 
     /// Where the bytes come from.
     pub fn source(self) -> Source {
         match self {
-            Self::Hit | Self::Revalidated | Self::Stale { .. } => Source::Store,
+            Self::Hit | Self::Revalidated | Self::Stale { .. } | Self::Offline | Self::MoveRefused => Source::Store,
             Self::Negative => Source::Local,
             Self::Join | Self::Miss { stored: true } => Source::Fill,
             Self::Miss { stored: false } => Source::Upstream,

@@ -29,6 +29,8 @@ pub(super) struct Failure {
     pub(super) close: bool,
     /// How its lookup came out, where there was one.
     pub(super) lookup: Lookup,
+    /// Why, in one word, where the layers below said no.
+    pub(super) detail: Option<&'static str>,
 }
 
 /// Who said no.
@@ -44,7 +46,7 @@ pub(super) enum Lookup {
 
 impl Failure {
     fn local(status: StatusCode, code: &'static str, message: String) -> Self {
-        Self { status, code, message, retry_after: None, close: false, lookup: Lookup::None }
+        Self { status, code, message, retry_after: None, close: false, lookup: Lookup::None, detail: None }
     }
 
     /// The request's own form could be read in two ways by two parties.
@@ -88,6 +90,14 @@ impl Failure {
                 let advice = "it may not exist, or be private: then configure credentials for this registry";
                 (S::FORBIDDEN, "DENIED", format!("{registry} denied {repository}; {advice}: {}", clip(reason)))
             }
+            Error::NotAllowed => {
+                (S::FORBIDDEN, "DENIED", format!("{repository} is not among the repositories that this cache may pull"))
+            }
+            Error::Offline => {
+                let advice = "it is asked again when that is switched off";
+                let message = format!("{registry} is switched offline in this cache, and this is not stored; {advice}");
+                (S::SERVICE_UNAVAILABLE, "UNAVAILABLE", message)
+            }
             Error::RateLimited { .. } => {
                 let advice = "wait, or configure credentials for it to get a higher limit";
                 (S::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", format!("{registry} limits the rate of requests; {advice}"))
@@ -114,9 +124,11 @@ impl Failure {
         };
         let lookup = match error {
             Error::ManifestUnknown { is_remembered: true } => Lookup::Remembered,
+            Error::NotAllowed | Error::Offline => Lookup::None,
             _ => Lookup::Upstream,
         };
-        Self { retry_after: retry_after(error), lookup, ..Self::local(status, code, message) }
+        let detail = Some(error.detail());
+        Self { retry_after: retry_after(error), lookup, detail, ..Self::local(status, code, message) }
     }
 
     /// The body of the distribution specification, "Error codes".
@@ -194,6 +206,8 @@ mod tests {
             (Error::ReferrersUnsupported, 404, "UNSUPPORTED", None),
             (Error::Denied { reason: text("no"), with_credentials: false }, 403, "DENIED", None),
             (Error::Denied { reason: text("no"), with_credentials: true }, 403, "DENIED", None),
+            (Error::NotAllowed, 403, "DENIED", None),
+            (Error::Offline, 503, "UNAVAILABLE", None),
             (Error::RateLimited { retry_after: seconds(7) }, 429, "TOOMANYREQUESTS", seconds(7)),
             (Error::RateLimited { retry_after: None }, 429, "TOOMANYREQUESTS", Some(DEFAULT_RETRY_AFTER)),
             (Error::UpstreamUnavailable { status: 503 }, 502, "UNAVAILABLE", None),

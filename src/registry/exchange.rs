@@ -8,13 +8,18 @@ use std::time::Instant;
 use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderValue, Method, Uri};
+use opentelemetry::global;
+use opentelemetry_http::HeaderExtractor;
 use tracing::field::Empty;
 use tracing::{Span, info, info_span};
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 use super::reply::Provenance;
 use super::target::Target;
 use crate::metrics::{Kind, Metrics, Source};
 
+/// The header of a W3C trace context.
+const TRACE_PARENT: &str = "traceparent";
 /// Longest request id of a client that is kept.
 const MAX_REQUEST_ID_CHARS: usize = 128;
 /// How many sent bytes may wait before they are counted, so that a long download shows while it runs.
@@ -37,6 +42,7 @@ pub(super) struct Exchange {
     target: Option<Target>,
     status: Option<u16>,
     outcome: &'static str,
+    detail: Option<&'static str>,
     source: Source,
     sent_bytes: u64,
     uncounted_bytes: u64,
@@ -59,6 +65,11 @@ impl Exchange {
             status = Empty,
             outcome = Empty
         );
+        if request.headers.contains_key(TRACE_PARENT) {
+            // Taken in only where spans are exported: without that nobody reads it.
+            let parent = global::get_text_map_propagator(|known| known.extract(&HeaderExtractor(&request.headers)));
+            let _ = span.set_parent(parent);
+        }
         Self {
             started: Instant::now(),
             metrics,
@@ -70,6 +81,7 @@ impl Exchange {
             target: None,
             status: None,
             outcome: ABANDONED,
+            detail: None,
             source: Source::Local,
             sent_bytes: 0,
             uncounted_bytes: 0,
@@ -105,6 +117,7 @@ impl Exchange {
     pub(super) fn answered(&mut self, status: u16, provenance: &Provenance) {
         self.status = Some(status);
         self.outcome = provenance.label;
+        self.detail = provenance.detail;
         self.source = provenance.source;
         self.span.record("status", status).record("outcome", self.outcome);
         self.metrics.first_byte(self.kind, self.started.elapsed().as_secs_f64());
@@ -162,6 +175,7 @@ impl Drop for Exchange {
             kind = self.kind.as_str(),
             status = self.status,
             outcome = self.outcome,
+            detail = self.detail,
             bytes = self.sent_bytes,
             complete = self.is_complete(),
             duration_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),

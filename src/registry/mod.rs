@@ -20,6 +20,7 @@ mod target;
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use http::header::{HOST, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::uri::Authority;
@@ -46,7 +47,7 @@ use crate::pull::{Blob, Error, Puller};
 pub struct Service(Arc<Inner>);
 
 struct Inner {
-    table: RoutingTable,
+    table: ArcSwap<RoutingTable>,
     puller: Puller,
     metrics: Metrics,
 }
@@ -54,7 +55,12 @@ struct Inner {
 impl Service {
     /// Answers for the registries of the table.
     pub fn new(table: RoutingTable, puller: Puller, metrics: Metrics) -> Self {
-        Self(Arc::new(Inner { table, puller, metrics }))
+        Self(Arc::new(Inner { table: ArcSwap::from_pointee(table), puller, metrics }))
+    }
+
+    /// Answers for the registries of another table from the next request on.
+    pub fn reroute(&self, table: RoutingTable) {
+        self.0.table.store(Arc::new(table));
     }
 
     /// Answers one request. Its body is never read; the access log is written when the body of the answer is dropped.
@@ -80,7 +86,7 @@ impl Inner {
         let route = Route::parse(&request.method, request.uri.path())?;
         exchange.is_of_kind(route.kind());
         let query = Query::parse(request.uri.query())?;
-        let target = self.table.resolve(&route, query.namespace.as_ref(), host)?;
+        let target = self.table.load().resolve(&route, query.namespace.as_ref(), host)?;
         let repository = target.as_ref().and_then(|target| target.repository.clone());
         if let Some(target) = target {
             exchange.is_about(target);

@@ -34,6 +34,8 @@ const FOREVER: HeaderValue = HeaderValue::from_static("max-age=31536000");
 pub(super) struct Provenance {
     pub(super) label: &'static str,
     pub(super) source: Source,
+    /// Why, in one word, where there is more to say than the label.
+    pub(super) detail: Option<&'static str>,
     cache_status: HeaderValue,
     warning: Option<HeaderValue>,
 }
@@ -44,13 +46,14 @@ impl Provenance {
         Self {
             label: "bypass",
             source: Source::Local,
+            detail: None,
             cache_status: HeaderValue::from_static("forebay; fwd=bypass"),
             warning: None,
         }
     }
 
     fn of(outcome: &Outcome) -> Self {
-        let mut warning = None;
+        let (mut warning, mut detail) = (None, None);
         let cache_status = match outcome {
             Outcome::Hit => HeaderValue::from_static("forebay; hit"),
             Outcome::Revalidated => HeaderValue::from_static("forebay; hit; detail=revalidated"),
@@ -58,23 +61,34 @@ impl Provenance {
             Outcome::Miss { stored: true } => HeaderValue::from_static("forebay; fwd=miss; stored"),
             Outcome::Miss { stored: false } => HeaderValue::from_static("forebay; fwd=miss"),
             Outcome::Join => HeaderValue::from_static("forebay; fwd=miss; collapsed"),
+            Outcome::Offline => HeaderValue::from_static("forebay; hit; detail=offline"),
+            Outcome::MoveRefused => {
+                let text = "299 - \"the registry moved this tag; it is immutable here and stays where it was\"";
+                warning = Some(HeaderValue::from_static(text));
+                HeaderValue::from_static("forebay; hit; detail=move-refused")
+            }
             Outcome::Stale { reason } => {
                 let reason = reason.as_str();
+                detail = Some(reason);
                 warning = Some(ascii(format!("299 - \"stale: the registry could not be asked ({reason})\"")));
                 ascii(format!("forebay; fwd=stale; detail={reason}"))
             }
         };
-        Self { label: outcome.as_str(), source: outcome.source(), cache_status, warning }
+        Self { label: outcome.as_str(), source: outcome.source(), detail, cache_status, warning }
     }
 
     fn of_failure(failure: &Failure) -> Self {
-        match failure.lookup {
-            Lookup::None => return Self::local(),
-            Lookup::Remembered => return Self::of(&Outcome::Negative),
-            Lookup::Upstream => {}
-        }
-        let label = if failure.status == StatusCode::NOT_FOUND { "unknown" } else { "error" };
-        Self { label, cache_status: HeaderValue::from_static("forebay; fwd=miss"), ..Self::local() }
+        let (label, forward) = match failure.lookup {
+            Lookup::None => ("bypass", "bypass"),
+            Lookup::Remembered => return Self { detail: failure.detail, ..Self::of(&Outcome::Negative) },
+            Lookup::Upstream if failure.status == StatusCode::NOT_FOUND => ("unknown", "miss"),
+            Lookup::Upstream => ("error", "miss"),
+        };
+        let cache_status = match failure.detail {
+            Some(detail) => ascii(format!("forebay; fwd={forward}; detail={detail}")),
+            None => ascii(format!("forebay; fwd={forward}")),
+        };
+        Self { label, detail: failure.detail, cache_status, ..Self::local() }
     }
 }
 

@@ -3,6 +3,7 @@
 //! Facts live and die with their content: evicting a blob forgets who was granted it.
 
 use std::collections::HashMap;
+use std::collections::HashSet;
 use std::hash::BuildHasher;
 use std::hash::RandomState;
 use std::sync::Arc;
@@ -33,8 +34,6 @@ const USE_PRECISION: Duration = Duration::from_secs(60);
 const MAX_GRANTS: usize = 4096;
 /// Most accounts that one blob is known to have been fetched with.
 const MAX_ACCOUNTS: usize = 64;
-/// Most past digests kept of one tag; the oldest is forgotten.
-const MAX_TAG_HISTORY: usize = 64;
 
 /// Something known about content beside its bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +46,8 @@ pub(super) enum Fact {
     Account(Registry, Arc<str>),
     /// This repository may serve it.
     Grant(Repository),
+    /// The registry said so of this repository, then. Of public content nobody needs to know.
+    Confirmed(Repository, Timestamp),
 }
 
 /// Why a repository may serve some content.
@@ -59,6 +60,15 @@ pub enum Proof {
     },
     /// The registry said so, and its word was enough (see [`super::Store::is_opened_by`]).
     Confirmed,
+}
+
+/// A right of a repository to serve some content, and what it stands on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// The content was once fetched without credentials: the right has no end.
+    pub is_public: bool,
+    /// When the registry last showed that the repository has it; not kept of public content.
+    pub confirmed_at: Option<Timestamp>,
 }
 
 /// How a repository stands to some content.
@@ -84,6 +94,12 @@ pub struct TagRecord {
     /// Where it pointed before, oldest first.
     #[serde(default)]
     pub history: Vec<Past>,
+    /// The upstream said, then, that the tag is gone; the rest is what it was before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gone_at: Option<Timestamp>,
+    /// Where the upstream says that it points, and is not followed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<Past>,
 }
 
 /// A digest that a tag has pointed to.
@@ -128,6 +144,7 @@ pub(super) struct Entry {
     is_public: bool,
     accounts: Vec<(Registry, Arc<str>)>,
     grants: Vec<RepositoryId>,
+    confirmed: Vec<(RepositoryId, Timestamp)>,
 }
 
 impl Catalog {
@@ -175,6 +192,7 @@ impl Catalog {
             is_public: false,
             accounts: Vec::new(),
             grants: Vec::new(),
+            confirmed: Vec::new(),
         };
         for (fact, grant) in facts.iter().zip(grants) {
             entry.learn(fact, grant);
@@ -213,12 +231,13 @@ impl Catalog {
         is_due
     }
 
-    /// Content to evict, least recently used first, of at least `wanted_bytes` in all where there is so much.
-    pub(super) fn least_recently_used(&self, wanted_bytes: u64) -> Vec<Digest> {
+    /// Content to evict, least recently used first, of at least `wanted_bytes` in all where there is so much; none of `kept`.
+    pub(super) fn least_recently_used(&self, wanted_bytes: u64, kept: &HashSet<Digest>) -> Vec<Digest> {
         let mut all: Vec<(u64, u64, Digest)> = Vec::new();
         for shard in &self.shards {
             let shard = shard.read().unwrap_or_else(PoisonError::into_inner);
-            all.extend(shard.iter().map(|(d, e)| (e.last_use_ms.load(Ordering::Relaxed), e.size_bytes, *d)));
+            let candidates = shard.iter().filter(|(digest, _)| !kept.contains(digest));
+            all.extend(candidates.map(|(d, e)| (e.last_use_ms.load(Ordering::Relaxed), e.size_bytes, *d)));
         }
         all.sort_unstable();
         let mut found_bytes = 0;
@@ -228,6 +247,16 @@ impl Catalog {
             is_short
         });
         enough.map(|(_, _, digest)| *digest).collect()
+    }
+
+    /// The digests that are wanted, in no order.
+    pub(super) fn digests(&self, is_wanted: impl Fn(&Digest) -> bool) -> Vec<Digest> {
+        let mut found = Vec::new();
+        for shard in &self.shards {
+            let shard = shard.read().unwrap_or_else(PoisonError::into_inner);
+            found.extend(shard.keys().filter(|digest| is_wanted(digest)));
+        }
+        found
     }
 
     // === Rights ===
@@ -241,6 +270,31 @@ impl Catalog {
         }
     }
 
+    pub(super) fn grant(&self, repository: &Repository, digest: &Digest) -> Option<Grant> {
+        let id = self.repository_id(repository)?;
+        let shard = self.read(digest);
+        let entry = shard.get(digest).filter(|entry| entry.grants.contains(&id))?;
+        let confirmed = entry.confirmed.iter().find(|(known, _)| *known == id);
+        Some(Grant { is_public: entry.is_public, confirmed_at: confirmed.map(|(_, at)| *at) })
+    }
+
+    /// Takes a right back that does not stand on public content; `false` when there was none.
+    pub(super) fn revoke(&self, repository: &Repository, digest: &Digest) -> bool {
+        let Some(id) = self.repository_id(repository) else { return false };
+        self.write(digest).get_mut(digest).is_some_and(|entry| entry.revoke(id))
+    }
+
+    /// Takes back all such rights of a repository: what they were for.
+    pub(super) fn revoke_all(&self, repository: &Repository) -> Vec<Digest> {
+        let Some(id) = self.repository_id(repository) else { return Vec::new() };
+        let mut revoked = Vec::new();
+        for shard in &self.shards {
+            let mut shard = shard.write().unwrap_or_else(PoisonError::into_inner);
+            revoked.extend(shard.iter_mut().filter_map(|(digest, entry)| entry.revoke(id).then_some(*digest)));
+        }
+        revoked
+    }
+
     pub(super) fn is_opened_by(&self, digest: &Digest, registry: &Registry, account: Option<&str>) -> bool {
         self.read(digest).get(digest).is_some_and(|entry| {
             let same = |known: &(Registry, Arc<str>)| known.0 == *registry && Some(&*known.1) == account;
@@ -249,13 +303,13 @@ impl Catalog {
     }
 
     /// The facts that a proof amounts to.
-    pub(super) fn facts(repository: &Repository, proof: &Proof) -> Vec<Fact> {
-        let grant = Fact::Grant(repository.clone());
+    pub(super) fn facts(repository: &Repository, proof: &Proof, now: Timestamp) -> Vec<Fact> {
+        let (grant, confirmed) = (Fact::Grant(repository.clone()), Fact::Confirmed(repository.clone(), now));
         match proof {
-            Proof::Confirmed => vec![grant],
+            Proof::Confirmed => vec![grant, confirmed],
             Proof::Content { account: None } => vec![Fact::Public, grant],
             Proof::Content { account: Some(account) } => {
-                vec![Fact::Account(repository.registry.clone(), account.clone()), grant]
+                vec![Fact::Account(repository.registry.clone(), account.clone()), grant, confirmed]
             }
         }
     }
@@ -264,6 +318,17 @@ impl Catalog {
     pub(super) fn learn(&self, digest: &Digest, fact: &Fact) -> bool {
         let grant = self.grant_of(fact);
         self.write(digest).get_mut(digest).is_some_and(|entry| entry.learn(fact, grant))
+    }
+
+    /// Takes a right back, also one that stands on public content; `false` when there was none.
+    pub(super) fn purge_grant(&self, digest: &Digest, repository: &Repository) -> bool {
+        let Some(id) = self.repository_id(repository) else { return false };
+        self.write(digest).get_mut(digest).is_some_and(|entry| {
+            let before = entry.grants.len();
+            entry.grants.retain(|granted| *granted != id);
+            entry.confirmed.retain(|(granted, _)| *granted != id);
+            entry.grants.len() < before
+        })
     }
 
     // === Tags ===
@@ -283,18 +348,28 @@ impl Catalog {
         let mut tags = self.tags.write().unwrap_or_else(PoisonError::into_inner);
         let known = tags.entry(repository.clone()).or_default();
         let (record, moved) = match known.get(tag) {
-            None => {
-                let history = Vec::new();
-                (TagRecord { digest: *digest, first_seen: now, checked_at: now, history }, Moved::New)
-            }
+            None => (TagRecord::new(digest, now), Moved::New),
             Some(old) if old.digest == *digest => {
-                (TagRecord { checked_at: now, ..TagRecord::clone(old) }, Moved::Unchanged)
+                (old.confirmed(now), if old.gone_at.is_some() { Moved::New } else { Moved::Unchanged })
             }
             Some(old) => (old.moved_to(digest, now), Moved::From(old.digest)),
         };
         let record = Arc::new(record);
         known.insert(tag.clone(), record.clone());
         (record, moved)
+    }
+
+    /// Changes what is known of a tag; `None` when nothing is.
+    pub(super) fn change_tag(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        change: impl FnOnce(&TagRecord) -> TagRecord,
+    ) -> Option<Arc<TagRecord>> {
+        let mut tags = self.tags.write().unwrap_or_else(PoisonError::into_inner);
+        let known = tags.get_mut(repository)?.get_mut(tag)?;
+        *known = Arc::new(change(known));
+        Some(known.clone())
     }
 
     /// Sets a record as it was written.
@@ -353,7 +428,7 @@ impl Catalog {
     /// The number of the repository that a grant is for. Taken before a shard's lock.
     fn grant_of(&self, fact: &Fact) -> Option<RepositoryId> {
         match fact {
-            Fact::Grant(repository) => Some(self.intern(repository)),
+            Fact::Grant(repository) | Fact::Confirmed(repository, _) => Some(self.intern(repository)),
             _ => None,
         }
     }
@@ -372,8 +447,11 @@ impl Entry {
     fn facts<'a>(&'a self, names: &'a HashMap<u32, Repository>) -> impl Iterator<Item = Fact> + 'a {
         let accounts = self.accounts.iter().map(|(registry, name)| Fact::Account(registry.clone(), name.clone()));
         let grants = self.grants.iter().filter_map(|id| names.get(&id.0).cloned().map(Fact::Grant));
+        let named = |(id, at): &(RepositoryId, Timestamp)| Some(Fact::Confirmed(names.get(&id.0)?.clone(), *at));
+        let confirmed = self.confirmed.iter().filter_map(named);
         let media_type = self.media_type.clone().map(Fact::MediaType);
-        media_type.into_iter().chain(self.is_public.then_some(Fact::Public)).chain(accounts).chain(grants)
+        let public = self.is_public.then_some(Fact::Public);
+        media_type.into_iter().chain(public).chain(accounts).chain(grants).chain(confirmed)
     }
 
     /// A manifest type stays: another registry that sends the same bytes as something else changes nothing.
@@ -397,18 +475,32 @@ impl Entry {
                 add_bounded(&mut self.accounts, (registry.clone(), name.clone()), MAX_ACCOUNTS)
             }
             Fact::Grant(_) => grant.is_some_and(|id| add_bounded(&mut self.grants, id, MAX_GRANTS)),
+            Fact::Confirmed(_, at) => grant.is_some_and(|id| self.confirm(id, *at)),
         }
     }
-}
 
-impl TagRecord {
-    fn moved_to(&self, digest: &Digest, now: Timestamp) -> Self {
-        let mut history = self.history.clone();
-        if history.len() == MAX_TAG_HISTORY {
-            history.remove(0);
+    /// `false` when it is no news, or nobody needs to know.
+    fn confirm(&mut self, id: RepositoryId, at: Timestamp) -> bool {
+        if self.is_public || !self.grants.contains(&id) {
+            return false;
         }
-        history.push(Past { digest: self.digest, first_seen: self.first_seen, last_seen: self.checked_at });
-        Self { digest: *digest, first_seen: now, checked_at: now, history }
+        match self.confirmed.iter_mut().find(|(known, _)| *known == id) {
+            Some((_, known)) if *known >= at => false,
+            Some((_, known)) => {
+                *known = at;
+                true
+            }
+            None => add_bounded(&mut self.confirmed, (id, at), MAX_GRANTS),
+        }
+    }
+
+    fn revoke(&mut self, id: RepositoryId) -> bool {
+        if self.is_public || !self.grants.contains(&id) {
+            return false;
+        }
+        self.grants.retain(|known| *known != id);
+        self.confirmed.retain(|(known, _)| *known != id);
+        true
     }
 }
 
@@ -422,77 +514,4 @@ fn add_bounded<T: PartialEq>(list: &mut Vec<T>, item: T, limit: usize) -> bool {
     }
     list.push(item);
     true
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::oci::Algorithm;
-
-    fn repository(text: &str) -> Repository {
-        let (registry, name) = text.split_once('/').unwrap();
-        Repository { registry: registry.parse().unwrap(), name: name.parse().unwrap() }
-    }
-
-    fn digest(text: &str) -> Digest {
-        Digest::of(Algorithm::Sha256, text.as_bytes())
-    }
-
-    fn learn_all(catalog: &Catalog, digest: &Digest, repository: &Repository, proof: &Proof) {
-        for fact in Catalog::facts(repository, proof) {
-            catalog.learn(digest, &fact);
-        }
-    }
-
-    #[test]
-    fn a_grant_is_for_one_repository() {
-        let (catalog, blob) = (Catalog::new(), digest("x"));
-        let (mine, other) = (repository("a.io/x"), repository("a.io/y"));
-        assert_eq!(catalog.standing(&mine, &blob), Standing::Absent);
-        catalog.insert(&blob, 1, Timestamp::now(), &[]);
-        learn_all(&catalog, &blob, &mine, &Proof::Content { account: Some("me".into()) });
-        assert_eq!(catalog.standing(&mine, &blob), Standing::Granted);
-        assert_eq!(catalog.standing(&other, &blob), Standing::Ungranted);
-        assert!(catalog.is_opened_by(&blob, &mine.registry, Some("me")));
-        assert!(!catalog.is_opened_by(&blob, &mine.registry, Some("you")));
-        assert!(!catalog.is_opened_by(&blob, &mine.registry, None));
-        assert!(!catalog.is_opened_by(&blob, &repository("b.io/x").registry, Some("me")));
-        learn_all(&catalog, &blob, &other, &Proof::Content { account: None });
-        assert!(catalog.is_opened_by(&blob, &repository("b.io/x").registry, None), "public now");
-    }
-
-    #[test]
-    fn rights_go_with_the_content() {
-        let (catalog, blob, mine) = (Catalog::new(), digest("x"), repository("a.io/x"));
-        catalog.insert(&blob, 1, Timestamp::now(), &[]);
-        learn_all(&catalog, &blob, &mine, &Proof::Content { account: None });
-        assert_eq!(catalog.remove(&blob).map(|(size_bytes, _)| size_bytes), Some(1));
-        catalog.insert(&blob, 1, Timestamp::now(), &[]);
-        assert_eq!(catalog.standing(&mine, &blob), Standing::Ungranted);
-        assert!(!catalog.is_opened_by(&blob, &mine.registry, None));
-    }
-
-    #[test]
-    fn the_oldest_use_goes_first() {
-        let catalog = Catalog::new();
-        for (name, at) in [("new", 30), ("old", 10), ("middle", 20)] {
-            catalog.insert(&digest(name), 100, Timestamp::from_millis(at), &[]);
-        }
-        assert_eq!(catalog.least_recently_used(150), [digest("old"), digest("middle")]);
-        catalog.touch(&digest("old"), Timestamp::from_millis(40));
-        assert_eq!(catalog.least_recently_used(1), [digest("middle")]);
-        assert_eq!((catalog.blobs(), catalog.stored_bytes()), (3, 300));
-    }
-
-    #[test]
-    fn tags_keep_their_history() {
-        let (catalog, repository, tag) = (Catalog::new(), repository("a.io/x"), "latest".parse().unwrap());
-        let at = Timestamp::from_millis;
-        assert_eq!(catalog.point_tag(&repository, &tag, &digest("1"), at(1)).1, Moved::New);
-        assert_eq!(catalog.point_tag(&repository, &tag, &digest("1"), at(5)).1, Moved::Unchanged);
-        let (record, moved) = catalog.point_tag(&repository, &tag, &digest("2"), at(9));
-        assert_eq!(moved, Moved::From(digest("1")));
-        assert_eq!(record.history, [Past { digest: digest("1"), first_seen: at(1), last_seen: at(5) }]);
-        assert!(catalog.forget_tag(&repository, &tag) && catalog.tag(&repository, &tag).is_none());
-    }
 }

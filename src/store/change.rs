@@ -20,6 +20,8 @@ pub(super) enum Change {
     Forget(Digest),
     /// Something about content is known now.
     Fact(Digest, Fact),
+    /// A repository may not serve content any more.
+    Revoke(Digest, Repository),
     /// A tag points elsewhere, or is gone.
     Tag(Repository, Tag, Option<Arc<TagRecord>>),
     /// A tag still points where it pointed.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::metrics::FoundBy;
 use crate::oci::ByteRange;
 use crate::oci::Digest;
 use crate::oci::MAX_MANIFEST_BYTES;
@@ -18,12 +19,15 @@ use super::Timestamp;
 use super::blocking;
 use super::catalog::Fact;
 use super::change::Change;
+use super::engine::Condition;
+use super::engine::Engine;
 use super::error::BeginError;
 use super::error::Error;
 use super::memory::SMALL_BLOB_BYTES;
 use super::memory::Small;
 use super::read::Reader;
 use super::read::read_exact_at;
+use super::rot;
 use super::spool::Complete;
 use super::spool::Spool;
 
@@ -86,7 +90,8 @@ pub(super) fn begin(
         Err(_) if inner.parking.clear() => reserve()?,
         reserved => reserved?,
     };
-    let file = inner.engine.create_spool(digest, owner)?;
+    let file =
+        inner.engine.create_spool(digest, owner).inspect_err(|error| inner.space.health().write_failed(error))?;
     Ok(Spool::new(file, *digest, size_bytes, reservation))
 }
 
@@ -100,7 +105,7 @@ pub(super) async fn open(inner: &Arc<Inner>, digest: &Digest) -> Result<Option<C
     if size_bytes > SMALL_BLOB_BYTES {
         return Ok(Some(Content { size_bytes, place: Place::File(file) }));
     }
-    let bytes = read_whole(file, size_bytes).await?;
+    let Some(bytes) = read_verified(inner, digest, file, size_bytes).await? else { return Ok(None) };
     let media_type = inner.catalog.media_type(digest);
     inner.memory.keep_small(digest, Small { bytes: bytes.clone(), media_type });
     Ok(Some(Content { size_bytes, place: Place::Memory(bytes) }))
@@ -115,7 +120,7 @@ pub(super) async fn document(inner: &Arc<Inner>, digest: &Digest) -> Result<Opti
         (Some(size_bytes), Some(media_type)) if size_bytes <= MAX_MANIFEST_BYTES as u64 => {
             touch(inner, digest);
             let Some(file) = open_file(inner, digest, size_bytes).await? else { return Ok(None) };
-            let bytes = read_whole(file, size_bytes).await?;
+            let Some(bytes) = read_verified(inner, digest, file, size_bytes).await? else { return Ok(None) };
             inner.memory.keep_small(digest, Small { bytes: bytes.clone(), media_type: Some(media_type.clone()) });
             Ok(Some(Document { bytes, media_type }))
         }
@@ -123,39 +128,80 @@ pub(super) async fn document(inner: &Arc<Inner>, digest: &Digest) -> Result<Opti
     }
 }
 
-/// The open file of published content; forgets content whose file is gone or has changed its length.
+/// The open file of published content, as it was published; forgets content whose file is gone or was changed.
 async fn open_file(inner: &Arc<Inner>, digest: &Digest, size_bytes: u64) -> Result<Option<Arc<File>>, Error> {
     if let Some(file) = inner.memory.file(digest) {
-        return Ok(Some(file));
-    }
-    let (engine, wanted) = (inner.engine.clone(), *digest);
-    let opened = blocking(move || engine.open_blob(&wanted)).await.map_err(|e| Error::new("open content", e))?;
-    match opened {
-        Some((file, found_bytes)) if found_bytes == size_bytes => {
-            let file = Arc::new(file);
-            if size_bytes > SMALL_BLOB_BYTES {
-                inner.memory.keep_file(digest, file.clone());
-            }
-            Ok(Some(file))
+        if matches!(inner.engine.condition(&file, size_bytes), Ok(Condition::Sound)) {
+            return Ok(Some(file));
         }
-        found => {
-            let found_bytes = found.map(|(_, found_bytes)| found_bytes);
-            tracing::warn!(%digest, size_bytes, ?found_bytes, "stored content is gone or changed; it is fetched again");
-            let (inner, digest) = (inner.clone(), *digest);
-            blocking(move || forget(&inner, &digest)).await;
-            Ok(None)
-        }
+        // The name may stand for another file by now.
+        inner.memory.forget(digest);
     }
+    let (opener, wanted) = (inner.clone(), *digest);
+    let opened = blocking(move || open_sound(&opener, &wanted, size_bytes)).await;
+    let file = opened.map_err(|error| {
+        inner.space.health().read_failed(&error);
+        Error::new("open content", error)
+    })?;
+    if let Some(file) = &file
+        && size_bytes > SMALL_BLOB_BYTES
+    {
+        inner.memory.keep_file(digest, file.clone());
+    }
+    Ok(file)
 }
 
-async fn read_whole(file: Arc<File>, size_bytes: u64) -> Result<Bytes, Error> {
-    blocking(move || read_exact_at(&file, 0, size_bytes)).await.map_err(|e| Error::new("read content", e))
+/// Opens a file, and hashes it when its seal is broken. Blocks.
+fn open_sound(inner: &Inner, digest: &Digest, size_bytes: u64) -> io::Result<Option<Arc<File>>> {
+    let Some((file, found_bytes)) = inner.engine.open_blob(digest)? else {
+        tracing::warn!(%digest, "stored content is gone; it is fetched again");
+        forget_lost(inner, digest);
+        return Ok(None);
+    };
+    let is_sound = match inner.engine.condition(&file, size_bytes)? {
+        Condition::Sound => true,
+        Condition::Suspect => rot::is_right(inner, digest, &file)?,
+        Condition::Wrong => {
+            tracing::warn!(%digest, size_bytes, found_bytes, "stored content has changed its length");
+            false
+        }
+    };
+    if !is_sound {
+        rot::quarantine(inner, digest, &file, FoundBy::Read)?;
+        return Ok(None);
+    }
+    Ok(Some(Arc::new(file)))
+}
+
+/// Whole content that is going to be kept in memory; `None` when it proved rotten.
+async fn read_verified(
+    inner: &Arc<Inner>,
+    digest: &Digest,
+    file: Arc<File>,
+    size_bytes: u64,
+) -> Result<Option<Bytes>, Error> {
+    let (reader, digest) = (inner.clone(), *digest);
+    let read = blocking(move || {
+        let bytes = read_exact_at(&file, 0, size_bytes)?;
+        if Verified::check(&digest, &bytes).is_ok() {
+            return Ok(Some(bytes));
+        }
+        rot::quarantine(&reader, &digest, &file, FoundBy::Read)?;
+        Ok(None)
+    });
+    read.await.map_err(|error| {
+        inner.space.health().read_failed(&error);
+        Error::new("read content", error)
+    })
 }
 
 pub(super) async fn publish(inner: &Arc<Inner>, complete: Complete, facts: Vec<Fact>) -> Result<(), Error> {
     let publisher = inner.clone();
     let published = blocking(move || publish_now(&publisher, complete, &facts).map(|news| (news, facts))).await;
-    let (is_news, facts) = published.map_err(|error| Error::new("publish content", error))?;
+    let (is_news, facts) = published.map_err(|error| {
+        inner.space.health().write_failed(&error);
+        Error::new("publish content", error)
+    })?;
     if !is_news.0 {
         learn(inner, &is_news.1, facts).await;
     }
@@ -175,6 +221,7 @@ fn publish_now(inner: &Inner, complete: Complete, facts: &[Fact]) -> io::Result<
     let now = Timestamp::now();
     inner.catalog.insert(&digest, size_bytes, now, facts);
     reservation.convert(size_bytes);
+    inner.pins.stored(&digest, size_bytes, &inner.space);
     if size_bytes > SMALL_BLOB_BYTES {
         inner.memory.keep_file(&digest, open_file);
     }
@@ -216,19 +263,44 @@ pub(super) async fn put_document(
     Ok(())
 }
 
+/// Takes content out to make room, unless it is pinned by now, or the disk lets go of nothing. Blocks.
+pub(super) fn evict(inner: &Inner, digest: &Digest) -> Option<u64> {
+    if inner.pins.holds(digest) || inner.space.health().is_stuck() { None } else { forget(inner, digest) }
+}
+
+/// Takes content out and removes its file. Blocks.
+pub(super) fn forget(inner: &Inner, digest: &Digest) -> Option<u64> {
+    take_out(inner, digest, |engine| engine.remove(digest))
+}
+
+/// Takes content out whose file is gone, if it still is. Blocks.
+pub(super) fn forget_lost(inner: &Inner, digest: &Digest) -> Option<u64> {
+    take_out(inner, digest, |engine| match engine.open_blob(digest) {
+        Ok(None) => Ok(()),
+        Ok(Some(_)) => Err(io::ErrorKind::AlreadyExists.into()),
+        Err(error) => Err(error),
+    })
+}
+
 /// Takes content out: from the catalog first, so that no new reader finds it, then from the disk. Blocks.
 ///
 /// Content that the disk does not let go of stays: it still takes its room.
-pub(super) fn forget(inner: &Inner, digest: &Digest) -> Option<u64> {
+pub(super) fn take_out(
+    inner: &Inner,
+    digest: &Digest,
+    from_disk: impl FnOnce(&Engine) -> io::Result<()>,
+) -> Option<u64> {
     let _changing = inner.changing(digest);
     let (size_bytes, entry) = inner.catalog.remove(digest)?;
     inner.memory.forget(digest);
-    if let Err(error) = inner.engine.remove(digest) {
+    if let Err(error) = from_disk(&inner.engine) {
         tracing::error!(%digest, %error, "content could not be removed from the disk");
+        inner.space.health().remove_failed(&error);
         inner.catalog.put_back(digest, entry);
         return None;
     }
     inner.space.release(size_bytes);
+    inner.pins.gone(digest, &inner.space);
     inner.writer.tell(Change::Forget(*digest));
     Some(size_bytes)
 }

@@ -30,8 +30,8 @@ pub(super) async fn run(store: Weak<Inner>) {
 
 /// Makes room: how many bytes, of how many blobs. Blocks.
 fn evict(inner: &Inner, wanted_bytes: u64) -> (u64, u64) {
-    let victims = inner.catalog.least_recently_used(wanted_bytes);
-    let gone = victims.iter().filter_map(|digest| content::forget(inner, digest));
+    let victims = inner.catalog.least_recently_used(wanted_bytes, &inner.pins.digests());
+    let gone = victims.iter().filter_map(|digest| content::evict(inner, digest));
     gone.fold((0, 0), |(bytes, blobs), size_bytes| (bytes + size_bytes, blobs + 1))
 }
 

@@ -1,7 +1,7 @@
 //! The index on disk: the only file that names sled.
 //!
 //! It is a rebuildable copy of the catalog. One thread writes it, one start reads it, nothing else waits for it.
-//! Rows: `content` digest → length and last use; `facts` digest + fact → nothing; `tags` registry, repository, tag → record.
+//! Rows: `content` digest → length and last use; `facts` digest + fact → nothing, or its time; `tags` registry, repository, tag → record.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -73,10 +73,19 @@ impl Index {
             let (size_bytes, used_at) = split_content(&value).ok_or(IndexError::Row("content"))?;
             catalog.insert(&digest, size_bytes, used_at, &[]);
         }
+        let mut confirmed = Vec::new();
         for row in &self.facts {
-            let (key, _) = row?;
+            let (key, value) = row?;
             let (digest, fact) = split_digest(&key).ok_or(IndexError::Row("facts"))?;
-            catalog.learn(&digest, &parse_fact(fact).ok_or(IndexError::Row("facts"))?);
+            let fact = parse_fact(fact, &value).ok_or(IndexError::Row("facts"))?;
+            match fact {
+                // Means nothing before the grant that it is of.
+                Fact::Confirmed(..) => confirmed.push((digest, fact)),
+                _ => drop(catalog.learn(&digest, &fact)),
+            }
+        }
+        for (digest, fact) in confirmed {
+            catalog.learn(&digest, &fact);
         }
         for row in &self.tags {
             let (key, value) = row?;
@@ -94,6 +103,7 @@ impl Index {
             Change::Used(digest, used_at) => self.put_use(digest, *used_at),
             Change::Forget(digest) => self.remove_content(digest),
             Change::Fact(digest, fact) => self.put_fact(digest, fact),
+            Change::Revoke(digest, repository) => self.remove_grant(digest, repository),
             Change::Tag(repository, tag, record) => self.put_tag(repository, tag, record.as_ref()),
             Change::Checked(repository, tag, record) => self.put_tag(repository, tag, Some(record)),
         }
@@ -136,7 +146,20 @@ impl Index {
             }
         }
         key.extend(print_fact(fact));
-        self.facts.insert(key, &[])?;
+        match fact {
+            Fact::Confirmed(_, at) => self.facts.insert(key, &at.as_millis().to_be_bytes())?,
+            _ => self.facts.insert(key, &[])?,
+        };
+        Ok(())
+    }
+
+    fn remove_grant(&self, digest: &Digest, repository: &Repository) -> Result<(), IndexError> {
+        let any_time = Timestamp::from_millis(0);
+        for fact in [Fact::Grant(repository.clone()), Fact::Confirmed(repository.clone(), any_time)] {
+            let mut key = digest_key(digest);
+            key.extend(print_fact(&fact));
+            self.facts.remove(key)?;
+        }
         Ok(())
     }
 
@@ -214,17 +237,22 @@ fn print_fact(fact: &Fact) -> Vec<u8> {
         Fact::Public => join(&["p"]),
         Fact::Account(registry, name) => join(&["a", registry.as_str(), name]),
         Fact::Grant(repository) => join(&["g", repository.registry.as_str(), repository.name.as_str()]),
+        Fact::Confirmed(repository, _) => join(&["c", repository.registry.as_str(), repository.name.as_str()]),
     }
 }
 
-fn parse_fact(bytes: &[u8]) -> Option<Fact> {
+fn parse_fact(bytes: &[u8], value: &[u8]) -> Option<Fact> {
+    let repository =
+        |registry: &str, name: &str| Some(Repository { registry: registry.parse().ok()?, name: name.parse().ok()? });
     let parts: Vec<&str> = std::str::from_utf8(bytes).ok()?.splitn(3, char::from(SEPARATOR)).collect();
     match parts[..] {
         ["m", media_type] => Some(Fact::MediaType(media_type.parse().ok()?)),
         ["p"] => Some(Fact::Public),
         ["a", registry, name] => Some(Fact::Account(registry.parse().ok()?, name.into())),
-        ["g", registry, name] => {
-            Some(Fact::Grant(Repository { registry: registry.parse().ok()?, name: name.parse().ok()? }))
+        ["g", registry, name] => Some(Fact::Grant(repository(registry, name)?)),
+        ["c", registry, name] => {
+            let at = Timestamp::from_millis(u64::from_be_bytes(value.try_into().ok()?));
+            Some(Fact::Confirmed(repository(registry, name)?, at))
         }
         _ => None,
     }
@@ -245,15 +273,17 @@ mod tests {
         let tag: Tag = "latest".parse().unwrap();
         let facts = [
             Fact::MediaType(MediaType::oci_index()),
-            Fact::Public,
             Fact::Account(repository.registry.clone(), "me\0too".into()),
             Fact::Grant(repository.clone()),
+            Fact::Confirmed(repository.clone(), Timestamp::from_millis(5)),
         ];
         let record = Arc::new(TagRecord {
             digest: kept,
             first_seen: Timestamp::from_millis(1),
             checked_at: Timestamp::from_millis(2),
             history: Vec::new(),
+            gone_at: None,
+            refused: None,
         });
         {
             let index = Index::open(&path).unwrap();

@@ -44,6 +44,8 @@ enum Record {
     Public(Digest),
     Account(Digest, String, String),
     Grant(Digest, String, String),
+    Confirmed(Digest, String, String, Timestamp),
+    Revoke(Digest, String, String),
     Tag(String, String, String, Option<TagRecord>),
 }
 
@@ -147,6 +149,9 @@ fn print(change: &Change) -> Option<Record> {
         Change::Used(..) | Change::Checked(..) => None,
         Change::Forget(digest) => Some(Record::Forget(*digest)),
         Change::Fact(digest, fact) => Some(print_fact(*digest, fact)),
+        Change::Revoke(digest, repository) => {
+            Some(Record::Revoke(*digest, repository.registry.to_string(), repository.name.to_string()))
+        }
         Change::Tag(repository, tag, record) => {
             let (registry, name) = (repository.registry.to_string(), repository.name.to_string());
             Some(Record::Tag(registry, name, tag.to_string(), record.as_deref().cloned()))
@@ -160,6 +165,9 @@ fn print_fact(digest: Digest, fact: &Fact) -> Record {
         Fact::Public => Record::Public(digest),
         Fact::Account(registry, name) => Record::Account(digest, registry.to_string(), name.to_string()),
         Fact::Grant(repository) => Record::Grant(digest, repository.registry.to_string(), repository.name.to_string()),
+        Fact::Confirmed(repository, at) => {
+            Record::Confirmed(digest, repository.registry.to_string(), repository.name.to_string(), *at)
+        }
     }
 }
 
@@ -180,6 +188,10 @@ fn parse(line: &[u8]) -> Option<Change> {
             Change::Fact(digest, Fact::Account(registry.parse().ok()?, name.into()))
         }
         Record::Grant(digest, registry, name) => Change::Fact(digest, Fact::Grant(repository(&registry, &name)?)),
+        Record::Confirmed(digest, registry, name, at) => {
+            Change::Fact(digest, Fact::Confirmed(repository(&registry, &name)?, at))
+        }
+        Record::Revoke(digest, registry, name) => Change::Revoke(digest, repository(&registry, &name)?),
         Record::Tag(registry, name, tag, record) => {
             Change::Tag(repository(&registry, &name)?, tag.parse().ok()?, record.map(Arc::new))
         }

@@ -57,6 +57,12 @@ impl Memory {
         self.files.insert(*digest, file);
     }
 
+    /// Closes what was forgotten now, not some time later: an open file keeps its room on the disk.
+    pub(super) fn let_go(&self) {
+        self.small.run_pending_tasks();
+        self.files.run_pending_tasks();
+    }
+
     pub(super) fn forget(&self, digest: &Digest) {
         self.small.invalidate(digest);
         self.files.invalidate(digest);

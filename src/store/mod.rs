@@ -21,26 +21,56 @@
 //! **Room** is reserved before a download starts and converted when it is published. Above the budget the least recently
 //! used content goes, in the background, files unlinked off every lock; open files stay readable.
 //!
+//! **A pin** (`pins`) lists digests, here or not; it is a file of its own, synced before anybody is told that it holds. What
+//! is pinned is never chosen to give way and does not count as room that can be made; a pin that would not fit beside the
+//! others is refused before anything is written.
+//!
+//! **A purge** (`purge`) takes back the rights of who is purged, to the manifests and to all that they name, and then removes
+//! what no other repository, tag, manifest or pin holds. It works on blocking threads from one look at the whole catalog.
+//!
+//! **Damage.** A published file is sealed (`engine/seal`): a fraction of a second in its modification time that any write
+//! breaks. Who opens a file, or finds it open, looks at its length, its links and its seal; a broken seal is answered by a
+//! hash before the first byte goes out. What goes to memory is hashed when it is read. What is wrong goes to `quarantine/`
+//! (`rot`), bounded in number, age and bytes, and is absent from then on: the next pull fetches it. Bytes that change under
+//! an intact seal, as on a rotting disk, are found by the scrub in the background (`scrub`) and by `verify`, which also works
+//! on files that another process has open.
+//!
+//! **A disk in trouble** (`health`) is noticed by the work that fails: new content is then passed through by whoever asked,
+//! what is here is served, and every two seconds a small file is written until that works again. What can neither be read
+//! nor removed is an error to the caller, who fetches it for itself.
+//!
 //! What it must never know: HTTP, registries' endpoints, policies, status codes, configuration.
 
 mod catalog;
+#[cfg(test)]
+mod catalog_tests;
 mod change;
 mod clock;
 mod content;
 mod engine;
 mod error;
 mod evict;
+mod health;
 mod index;
+mod inventory;
 mod journal;
 mod memory;
 mod options;
 mod parking;
+mod pins;
+mod purge;
 mod read;
 mod recover;
+mod rot;
+mod scrub;
 mod space;
 mod spool;
+mod tag;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_of_keeping;
+mod verify;
 mod writer;
 
 use std::sync::Arc;
@@ -60,16 +90,24 @@ use self::change::Change;
 use self::engine::Engine;
 use self::memory::Memory;
 use self::parking::Parking;
+use self::pins::Pins;
+use self::rot::Quarantine;
 use self::space::Space;
 use self::writer::IndexWriter;
 
-pub use self::catalog::{Moved, Past, Proof, Standing, TagRecord};
+pub use self::catalog::{Grant, Moved, Past, Proof, Standing, TagRecord};
 pub use self::clock::Timestamp;
 pub use self::content::{Content, Document};
 pub use self::error::{BeginError, Error, OpenError};
+pub use self::health::Trouble;
+pub use self::inventory::{Inventory, Known, Room};
 pub use self::options::{Amount, Options};
+pub use self::pins::{Pin, PinError, PinMember, PinTarget};
+pub use self::purge::{Holder, Kept, PurgeTarget, Purged};
 pub use self::read::{ReadError, Reader};
+pub use self::scrub::Scrub;
 pub use self::spool::{Complete, FinishError, Growing, Lane, Spool, Want, WriteError};
+pub use self::verify::{Problem, Rotten, Verification, VerifyError, VerifyOptions, VerifyStep, verify};
 
 /// Digests that share a lock for their changes.
 const CHANGE_STRIPES: usize = 64;
@@ -87,6 +125,8 @@ struct Inner {
     catalog: Catalog,
     memory: Memory,
     parking: Parking,
+    pins: Pins,
+    quarantine: Quarantine,
     space: Arc<Space>,
     writer: IndexWriter,
     metrics: Metrics,
@@ -103,6 +143,8 @@ pub struct Stats {
     pub reserved_bytes: u64,
     /// The budget.
     pub max_bytes: u64,
+    /// Bytes of published content that is pinned.
+    pub pinned_bytes: u64,
 }
 
 impl Store {
@@ -112,13 +154,17 @@ impl Store {
     pub fn open(options: &Options, metrics: Metrics) -> Result<Self, OpenError> {
         let engine = Engine::open(&options.path)?;
         let recovered = recover::open(&engine)?;
-        let space = Arc::new(Space::new(options, &engine)?);
+        let space = Arc::new(Space::new(options, &engine, metrics.clone())?);
         space.adopt(recovered.catalog.stored_bytes());
         let spools = |source| OpenError::Directory { path: options.path.clone(), source };
         let parking = Parking::open(&engine, &space).map_err(spools)?;
+        let pins = engine.pin_records().and_then(|records| Pins::open(records, &recovered.catalog)).map_err(spools)?;
+        space.hold(pins.held_bytes());
         let inner = Arc::new(Inner {
             changing: std::array::from_fn(|_| Mutex::new(())),
             parking,
+            pins,
+            quarantine: Quarantine::open(&engine, &space),
             memory: Memory::new(options.memory_cache_bytes),
             writer: IndexWriter::start(recovered.index, recovered.journal)?,
             catalog: recovered.catalog,
@@ -129,6 +175,7 @@ impl Store {
         let store = Self { inner };
         store.report();
         tokio::spawn(evict::run(Arc::downgrade(&store.inner)));
+        tokio::spawn(health::watch(Arc::downgrade(&store.inner)));
         Ok(store)
     }
 
@@ -182,7 +229,7 @@ impl Store {
     /// Makes verified content visible, granted to the repository that it was fetched from. After this returns it survives
     /// a crash.
     pub async fn publish(&self, complete: Complete, repository: &Repository, proof: &Proof) -> Result<(), Error> {
-        content::publish(&self.inner, complete, Catalog::facts(repository, proof)).await?;
+        content::publish(&self.inner, complete, Catalog::facts(repository, proof, Timestamp::now())).await?;
         self.report();
         Ok(())
     }
@@ -195,7 +242,7 @@ impl Store {
         repository: &Repository,
         proof: &Proof,
     ) -> Result<(), Error> {
-        let facts = Catalog::facts(repository, proof);
+        let facts = Catalog::facts(repository, proof, Timestamp::now());
         content::put_document(&self.inner, verified, document.bytes, document.media_type, repository, facts).await?;
         self.report();
         Ok(())
@@ -206,11 +253,16 @@ impl Store {
         self.inner.catalog.media_type(digest).is_some()
     }
 
-    /// Takes out content that proved unreadable, so that it is fetched again.
-    pub async fn forget(&self, digest: &Digest) {
+    /// Takes out content that proved unreadable, so that it is fetched again; `false` when the disk does not let go of it.
+    pub async fn forget(&self, digest: &Digest) -> bool {
         let (inner, digest) = (self.inner.clone(), *digest);
-        blocking(move || content::forget(&inner, &digest)).await;
+        let is_out = blocking(move || {
+            content::forget(&inner, &digest);
+            inner.catalog.size_bytes(&digest).is_none()
+        });
+        let is_out = is_out.await;
         self.report();
+        is_out
     }
 
     // === Rights ===
@@ -225,15 +277,42 @@ impl Store {
         self.inner.catalog.is_opened_by(digest, registry, account)
     }
 
+    /// The right of this repository to this content, where it has one.
+    pub fn grant_of(&self, repository: &Repository, digest: &Digest) -> Option<Grant> {
+        self.inner.catalog.grant(repository, digest)
+    }
+
+    /// Takes back the right of this repository to content that is not public.
+    pub async fn revoke(&self, repository: &Repository, digest: &Digest) {
+        if self.inner.catalog.revoke(repository, digest) {
+            self.inner.writer.send(Change::Revoke(*digest, repository.clone())).await;
+        }
+    }
+
+    /// Takes back all rights of this repository to content that is not public: how many. Looks at all content.
+    pub async fn revoke_all(&self, repository: &Repository) -> usize {
+        let (inner, of) = (self.inner.clone(), repository.clone());
+        let revoked = blocking(move || inner.catalog.revoke_all(&of)).await;
+        for digest in &revoked {
+            self.inner.writer.send(Change::Revoke(*digest, repository.clone())).await;
+        }
+        revoked.len()
+    }
+
     /// Records that this repository may serve this content. Without the content it means nothing and is not kept.
     pub async fn grant(&self, repository: &Repository, digest: &Digest, proof: &Proof) {
-        content::learn(&self.inner, digest, Catalog::facts(repository, proof)).await;
+        content::learn(&self.inner, digest, Catalog::facts(repository, proof, Timestamp::now())).await;
     }
 
     // === Tags ===
 
-    /// What is known of a tag.
+    /// What is known of a tag that the upstream has, as far as it last said.
     pub fn tag(&self, repository: &Repository, tag: &Tag) -> Option<Arc<TagRecord>> {
+        self.tag_record(repository, tag).filter(|record| record.gone_at.is_none())
+    }
+
+    /// What is known of a tag, also of one that is gone.
+    pub fn tag_record(&self, repository: &Repository, tag: &Tag) -> Option<Arc<TagRecord>> {
         self.inner.catalog.tag(repository, tag)
     }
 
@@ -249,11 +328,80 @@ impl Store {
         moved
     }
 
-    /// The upstream said that the tag is gone.
+    /// The upstream said, now, that the tag points to `digest`, and that is not followed; `true` when it said so for the
+    /// first time.
+    pub async fn refuse_move(&self, repository: &Repository, tag: &Tag, digest: &Digest) -> bool {
+        let mut is_news = true;
+        let changed = self.inner.catalog.change_tag(repository, tag, |record| {
+            is_news = record.refused.as_ref().is_none_or(|past| past.digest != *digest);
+            record.refusing(digest, Timestamp::now())
+        });
+        let Some(record) = changed else { return false };
+        let (repository, tag) = (repository.clone(), tag.clone());
+        let change = match is_news {
+            true => Change::Tag(repository, tag, Some(record)),
+            false => Change::Checked(repository, tag, record),
+        };
+        self.inner.writer.send(change).await;
+        is_news
+    }
+
+    /// The upstream said that the tag is gone. Its history stays.
     pub async fn forget_tag(&self, repository: &Repository, tag: &Tag) {
-        if self.inner.catalog.forget_tag(repository, tag) {
-            self.inner.writer.send(Change::Tag(repository.clone(), tag.clone(), None)).await;
+        if self.tag(repository, tag).is_none() {
+            return;
         }
+        let changed = self.inner.catalog.change_tag(repository, tag, |record| record.gone(Timestamp::now()));
+        if let Some(record) = changed {
+            self.inner.writer.send(Change::Tag(repository.clone(), tag.clone(), Some(record))).await;
+        }
+    }
+
+    // === What the operator wants ===
+
+    /// Adds a pin, or replaces the one of this target: its members never give way to other content, from now on and over
+    /// restarts. Nothing is fetched. When all pins together would not fit, nothing changes.
+    pub async fn pin(&self, pin: Pin) -> Result<(), PinError> {
+        let inner = self.inner.clone();
+        blocking(move || inner.pins.pin(pin, &inner.catalog, &inner.space)).await
+    }
+
+    /// Replaces a pin that is still this one: the new one, or `None` when it was changed or taken out meanwhile.
+    pub async fn replace_pin(&self, old: &Arc<Pin>, new: Pin) -> Result<Option<Arc<Pin>>, PinError> {
+        let (inner, old) = (self.inner.clone(), old.clone());
+        blocking(move || inner.pins.replace(&old, new, &inner.catalog, &inner.space)).await
+    }
+
+    /// Takes a pin out: what it was, or `None` when there was none. Its content stays until something else needs the room.
+    pub async fn unpin(&self, target: &PinTarget) -> Result<Option<Arc<Pin>>, Error> {
+        let (inner, target) = (self.inner.clone(), target.clone());
+        let unpinned = blocking(move || inner.pins.unpin(&target, &inner.space)).await;
+        unpinned.map_err(|error| Error::new("take out a pin", error))
+    }
+
+    /// All pins, the oldest first.
+    pub fn pins(&self) -> Vec<Arc<Pin>> {
+        self.inner.pins.list()
+    }
+
+    /// The pin of this target.
+    pub fn pin_of(&self, target: &PinTarget) -> Option<Arc<Pin>> {
+        self.inner.pins.get(target)
+    }
+
+    /// Repositories that may serve this content. Takes time in proportion to all that is here.
+    pub async fn sources(&self, digest: &Digest) -> Vec<Repository> {
+        let (inner, digest) = (self.inner.clone(), *digest);
+        blocking(move || purge::sources(&inner, &digest)).await
+    }
+
+    /// Takes the target out, as far as nothing else holds it: see [`Purged`]. Open readers stay undisturbed; downloads in
+    /// progress go on. Takes time in proportion to all that is here.
+    pub async fn purge(&self, target: &PurgeTarget) -> Purged {
+        let (inner, target) = (self.inner.clone(), target.clone());
+        let purged = blocking(move || purge::purge(&inner, &target)).await;
+        self.report();
+        purged
     }
 
     // === The whole ===
@@ -262,7 +410,7 @@ impl Store {
     pub fn stats(&self) -> Stats {
         let (blobs, stored_bytes) = (self.inner.catalog.blobs(), self.inner.space.stored_bytes());
         let (reserved_bytes, max_bytes) = (self.inner.space.reserved_bytes(), self.inner.space.max_bytes());
-        Stats { stored_bytes, blobs, reserved_bytes, max_bytes }
+        Stats { stored_bytes, blobs, reserved_bytes, max_bytes, pinned_bytes: self.inner.pins.held_bytes() }
     }
 
     /// Writes what is still to be written to the index and closes it. Later changes are lost.
@@ -272,12 +420,27 @@ impl Store {
         }
     }
 
+    /// What is wrong with the disk, and when that changes. Content is passed through, not kept, until it recovers, which
+    /// is tried every few seconds.
+    pub fn health(&self) -> tokio::sync::watch::Receiver<Trouble> {
+        self.inner.space.health().subscribe()
+    }
+
+    /// Begins to hash all that is stored, in the background, until the store is gone. Once is enough.
+    pub fn scrub_in_background(&self, plan: Scrub) {
+        tokio::spawn(scrub::run(Arc::downgrade(&self.inner), plan));
+    }
+
     fn report(&self) {
-        self.inner.metrics.stored(self.inner.space.stored_bytes(), self.inner.catalog.blobs());
+        self.inner.report();
     }
 }
 
 impl Inner {
+    fn report(&self) {
+        self.metrics.stored(self.space.stored_bytes(), self.catalog.blobs());
+    }
+
     fn changing(&self, digest: &Digest) -> MutexGuard<'_, ()> {
         let stripe = digest.as_bytes().first().map_or(0, |&byte| usize::from(byte) % CHANGE_STRIPES);
         self.changing[stripe].lock().unwrap_or_else(PoisonError::into_inner)

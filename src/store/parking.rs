@@ -79,6 +79,14 @@ impl Parking {
         }
     }
 
+    /// Gives up what is parked of this content for this repository. Blocks.
+    pub(super) fn discard(&self, digest: &Digest, owner: &Repository) {
+        let stem = SpoolStem::new(digest, owner);
+        if self.lots().remove(&stem).is_some() {
+            self.engine.discard(&stem);
+        }
+    }
+
     /// Gives all the room back; `false` when nothing was parked. Blocks.
     pub(super) fn clear(&self) -> bool {
         let lots = std::mem::take(&mut *self.lots());

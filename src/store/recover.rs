@@ -166,12 +166,13 @@ fn replay(
             }
             Change::Fact(digest, fact) => catalog.learn(digest, fact),
             Change::Forget(digest) => catalog.remove(digest).is_some(),
+            Change::Revoke(digest, repository) => catalog.purge_grant(digest, repository),
             Change::Tag(repository, tag, record) => {
                 let known = catalog.tag(repository, tag);
                 match record {
                     None => catalog.forget_tag(repository, tag),
                     // The index may know of later checks: those are not in the journal.
-                    Some(record) if known.is_some_and(|known| known.checked_at >= record.checked_at) => false,
+                    Some(record) if known.is_some_and(|known| known.heard_at() >= record.heard_at()) => false,
                     Some(record) => {
                         catalog.restore_tag(repository, tag, record.clone());
                         true

@@ -10,7 +10,10 @@ use tokio::sync::Notify;
 use super::engine::Engine;
 use super::error::BeginError;
 use super::error::OpenError;
+use super::health::Health;
+use super::inventory::Room;
 use super::options::Options;
+use crate::metrics::Metrics;
 
 /// Eviction goes on down to this share of the budget, so that it does not run for every blob.
 const LOW_WATERMARK_PERCENT: u64 = 95;
@@ -23,6 +26,7 @@ pub(super) struct Space {
     min_free_bytes: u64,
     used: Mutex<Used>,
     pressure: Notify,
+    health: Health,
 }
 
 #[derive(Debug, Default)]
@@ -31,6 +35,8 @@ struct Used {
     reserved_bytes: u64,
     /// How much of what is reserved is on disk already, so that the disk's free space shows it.
     written_bytes: u64,
+    /// How much of what is stored is pinned: it never gives way.
+    held_bytes: u64,
 }
 
 impl Used {
@@ -50,7 +56,7 @@ pub(super) struct Reservation {
 }
 
 impl Space {
-    pub(super) fn new(options: &Options, engine: &Engine) -> Result<Self, OpenError> {
+    pub(super) fn new(options: &Options, engine: &Engine, metrics: Metrics) -> Result<Self, OpenError> {
         let directory = |source| OpenError::Directory { path: options.path.clone(), source };
         let (total_bytes, _) = engine.disk().map_err(directory)?;
         Ok(Self {
@@ -59,7 +65,24 @@ impl Space {
             min_free_bytes: options.min_free.of(total_bytes),
             used: Mutex::default(),
             pressure: Notify::new(),
+            health: Health::new(metrics),
         })
+    }
+
+    /// How the disk does.
+    pub(super) fn health(&self) -> &Health {
+        &self.health
+    }
+
+    /// How many bytes are missing, and how many are free, when the disk would be too full with nothing stored on it.
+    pub(super) fn shortage(&self) -> Option<(u64, u64)> {
+        let free_bytes = self.free_bytes();
+        let evictable_bytes = {
+            let used = self.used();
+            used.stored_bytes.saturating_sub(used.held_bytes)
+        };
+        let short_bytes = self.min_free_bytes.saturating_sub(free_bytes.saturating_add(evictable_bytes));
+        (short_bytes > 0).then_some((short_bytes, free_bytes))
     }
 
     pub(super) fn max_bytes(&self) -> u64 {
@@ -74,6 +97,18 @@ impl Space {
         self.used().reserved_bytes
     }
 
+    /// What there is, and when something goes. A disk that does not answer has nothing free.
+    pub(super) fn room(&self) -> Room {
+        let (disk_bytes, free_bytes) = self.engine.disk().unwrap_or_default();
+        Room {
+            max_bytes: self.max_bytes,
+            low_watermark_bytes: self.max_bytes / 100 * LOW_WATERMARK_PERCENT,
+            min_free_bytes: self.min_free_bytes,
+            free_bytes,
+            disk_bytes,
+        }
+    }
+
     /// Counts what an earlier run stored.
     pub(super) fn adopt(&self, bytes: u64) {
         self.used().stored_bytes += bytes;
@@ -84,6 +119,17 @@ impl Space {
     pub(super) fn release(&self, bytes: u64) {
         let mut used = self.used();
         used.stored_bytes = used.stored_bytes.saturating_sub(bytes);
+    }
+
+    /// Sets how much of what is stored is pinned.
+    pub(super) fn hold(&self, bytes: u64) {
+        self.used().held_bytes = bytes;
+    }
+
+    /// The most that can be stored: the budget, or what the disk leaves of it.
+    pub(super) fn capacity_bytes(&self) -> u64 {
+        let on_disk = self.free_bytes() + self.stored_bytes();
+        self.max_bytes.min(on_disk.saturating_sub(self.min_free_bytes))
     }
 
     /// Promises room, which eviction then makes. Fails when evicting everything would not be enough.
@@ -125,6 +171,11 @@ impl Space {
 }
 
 impl Reservation {
+    /// Where it holds room.
+    pub(super) fn space(&self) -> &Space {
+        &self.space
+    }
+
     /// How much it holds.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
@@ -135,10 +186,14 @@ impl Reservation {
         let space = &self.space;
         let free_bytes = space.free_bytes();
         let mut used = space.used();
-        let by_budget = space.max_bytes.saturating_sub(used.reserved_bytes);
-        let by_disk = (free_bytes + used.stored_bytes).saturating_sub(space.min_free_bytes + used.pending_bytes());
+        let evictable_bytes = used.stored_bytes.saturating_sub(used.held_bytes);
+        let by_budget = space.max_bytes.saturating_sub(used.reserved_bytes + used.held_bytes);
+        let by_disk = (free_bytes + evictable_bytes).saturating_sub(space.min_free_bytes + used.pending_bytes());
         let available_bytes = by_budget.min(by_disk);
         if more_bytes > available_bytes {
+            if by_disk < by_budget {
+                space.health.doubt();
+            }
             return Err(BeginError::NoRoom { wanted_bytes: more_bytes, available_bytes });
         }
         used.reserved_bytes += more_bytes;
@@ -196,7 +251,7 @@ mod tests {
             min_free: Amount::Bytes(0),
             memory_cache_bytes: 0,
         };
-        let space = Arc::new(Space::new(&options, &engine).unwrap());
+        let space = Arc::new(Space::new(&options, &engine, Metrics::disabled()).unwrap());
         (directory, space)
     }
 
@@ -217,5 +272,10 @@ mod tests {
         let _reservation = space.reserve(200).unwrap();
         assert_eq!(space.excess_bytes(), 150, "down to the low watermark");
         assert!(space.reserve(1001).is_err(), "never more than the budget");
+        space.hold(700);
+        assert!(
+            matches!(space.reserve(101), Err(BeginError::NoRoom { available_bytes: 100, .. })),
+            "pins do not give way"
+        );
     }
 }

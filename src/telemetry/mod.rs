@@ -17,12 +17,14 @@ use opentelemetry_otlp::{
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkError;
 use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
+use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use prometheus::TextEncoder;
 use std::fmt;
 use std::future::Future;
 use std::io::IsTerminal;
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
@@ -30,6 +32,7 @@ use tracing::{Dispatch, Metadata};
 use tracing_subscriber::filter::{LevelFilter, filter_fn};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 use url::{Host, Url};
@@ -84,7 +87,7 @@ impl Default for Options {
 pub enum Error {
     /// Not a filter.
     #[error("the log level is not a filter")]
-    Level(#[from] tracing_subscriber::filter::ParseError),
+    Level(#[from] InvalidLevel),
     /// Something has installed a subscriber already.
     #[error("cannot install the log")]
     Install(#[from] tracing_subscriber::util::TryInitError),
@@ -104,6 +107,66 @@ pub struct Telemetry {
     meters: SdkMeterProvider,
     spans: Option<SdkTracerProvider>,
     prometheus: prometheus::Registry,
+    level: LogLevel,
+}
+
+/// The text is not a filter of log events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("write off, error, warn, info, debug or trace, or directives such as info,forebay=debug")]
+pub struct InvalidLevel;
+
+/// Checks a filter. A single word must be a level: the filter's own grammar would take a misspelt level for the name of a
+/// module and stay silent.
+pub fn parse_level(text: &str) -> Result<EnvFilter, InvalidLevel> {
+    let is_plain = |word: &str| !word.contains("::") && !word.contains('=') && !word.contains('[');
+    let mut directives = text.split(',').map(str::trim).filter(|directive| is_plain(directive));
+    let levels_are_real = directives.all(|word| !word.is_empty() && word.parse::<LevelFilter>().is_ok());
+    if text.trim().is_empty() || !levels_are_real {
+        return Err(InvalidLevel);
+    }
+    EnvFilter::try_new(text).map_err(|_| InvalidLevel)
+}
+
+/// What is logged now, and the way to change it. Cheap to clone.
+#[derive(Clone)]
+pub struct LogLevel(Arc<Mutex<Level>>);
+
+struct Level {
+    text: String,
+    /// None where no log was installed.
+    apply: Option<Box<dyn Fn(EnvFilter) -> bool + Send>>,
+}
+
+impl LogLevel {
+    /// A level that filters nothing: for a process without a log.
+    pub fn fixed(text: &str) -> Self {
+        Self(Arc::new(Mutex::new(Level { text: text.to_owned(), apply: None })))
+    }
+
+    /// The directives in force.
+    pub fn get(&self) -> String {
+        self.level().text.clone()
+    }
+
+    /// Changes what is logged from now on.
+    pub fn set(&self, text: &str) -> Result<(), InvalidLevel> {
+        let filter = parse_level(text)?;
+        let mut level = self.level();
+        if level.apply.as_ref().is_none_or(|apply| apply(filter)) {
+            text.clone_into(&mut level.text);
+        }
+        Ok(())
+    }
+
+    fn level(&self) -> MutexGuard<'_, Level> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for LogLevel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.get())
+    }
 }
 
 impl Telemetry {
@@ -112,6 +175,10 @@ impl Telemetry {
         let telemetry = Self::without_log(options, runtime)?;
         let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
         telemetry.log(options, std::io::stderr, colours)?.try_init()?;
+        if telemetry.spans.is_some() {
+            // Spans of ours go between those of who asks and of who is asked (W3C trace context).
+            opentelemetry::global::set_text_map_propagator(TraceContextPropagator::new());
+        }
         Ok(telemetry)
     }
 
@@ -149,7 +216,13 @@ impl Telemetry {
                 .build()?;
             spans = Some(SdkTracerProvider::builder().with_resource(resource).with_batch_exporter(exporter).build());
         }
-        Ok(Self { meters: meters.build(), spans, prometheus })
+        let level = LogLevel::fixed(&options.log_level);
+        Ok(Self { meters: meters.build(), spans, prometheus, level })
+    }
+
+    /// What is logged, and the way to change it.
+    pub fn level(&self) -> LogLevel {
+        self.level.clone()
     }
 
     /// The meter that makes the instruments.
@@ -184,7 +257,8 @@ impl Telemetry {
     where
         W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
     {
-        let filter = EnvFilter::try_new(&options.log_level)?;
+        let (filter, handle) = reload::Layer::new(parse_level(&options.log_level)?);
+        self.level.level().apply = Some(Box::new(move |filter| handle.reload(filter).is_ok()));
         // A log that cannot be written must not panic in the middle of a request: internal errors go to standard error,
         // which is what has failed.
         let lines = tracing_subscriber::fmt::layer().with_writer(writer).log_internal_errors(false);

@@ -23,6 +23,8 @@ use reqwest::dns::Resolving;
 use url::Host;
 use url::Url;
 
+use super::options::Proxy;
+
 const PROXY_VARIABLES: [&str; 6] = ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
 
 /// The resolver of one registry's clients.
@@ -35,19 +37,18 @@ pub(super) struct Guard {
 }
 
 impl Guard {
-    pub(super) fn new(endpoints: &[Url], token_realms: &[String]) -> Self {
-        #[expect(clippy::disallowed_methods, reason = "the variables that the HTTP client reads")]
-        let proxies = PROXY_VARIABLES.iter().filter_map(|name| std::env::var(name).ok()).filter_map(|text| {
-            let url =
-                Url::parse(&text).ok().filter(Url::has_host).or_else(|| Url::parse(&format!("http://{text}")).ok());
-            url?.host_str().map(str::to_owned)
-        });
+    pub(super) fn new(endpoints: &[Url], token_realms: &[String], proxy: &Proxy) -> Self {
+        let proxies = match proxy {
+            Proxy::Environment => environment_proxies(),
+            Proxy::None => Vec::new(),
+            Proxy::Url(url) => url.host_str().map(str::to_ascii_lowercase).into_iter().collect(),
+        };
         let realms = token_realms.iter().map(|realm| realm.split(':').next().unwrap_or_default().to_ascii_lowercase());
         let own = endpoints.iter().filter_map(|url| {
             let is_name = matches!(url.host(), Some(Host::Domain(_)));
             Some((url.host_str()?.to_owned(), (!is_name).then(|| is_private_literal(url))))
         });
-        Self { own: Mutex::new(own.collect()), named: proxies.chain(realms).collect() }
+        Self { own: Mutex::new(own.collect()), named: proxies.into_iter().chain(realms).collect() }
     }
 
     /// Every endpoint whose address is known lives at private ones only, so what they point to may as well.
@@ -64,6 +65,16 @@ impl Guard {
         *is_private = Some(!found.is_empty() && found.iter().all(|address| !is_public(address.ip())));
         true
     }
+}
+
+fn environment_proxies() -> Vec<String> {
+    #[expect(clippy::disallowed_methods, reason = "the variables that the HTTP client reads")]
+    let texts = PROXY_VARIABLES.iter().filter_map(|name| std::env::var(name).ok());
+    let host = |text: String| {
+        let url = Url::parse(&text).ok().filter(Url::has_host).or_else(|| Url::parse(&format!("http://{text}")).ok());
+        url?.host_str().map(str::to_owned)
+    };
+    texts.filter_map(host).collect()
 }
 
 /// [`Guard`] as reqwest takes it.
@@ -172,18 +183,18 @@ mod tests {
     async fn names_of_a_public_registry_stay_public() {
         let resolve = |guard: Guard| async { Resolver(Arc::new(guard)).resolve("localhost".parse().unwrap()).await };
         let url = |text: &str| [text.parse::<Url>().unwrap()];
-        assert!(resolve(Guard::new(&url("https://r.example"), &[])).await.is_err());
-        assert!(resolve(Guard::new(&url("https://r.example"), &["localhost:1".into()])).await.is_ok());
-        assert!(resolve(Guard::new(&url("http://127.0.0.1:5000"), &[])).await.is_ok());
-        assert!(resolve(Guard::new(&url("http://localhost:5000"), &[])).await.is_ok());
+        assert!(resolve(Guard::new(&url("https://r.example"), &[], &Proxy::None)).await.is_err());
+        assert!(resolve(Guard::new(&url("https://r.example"), &["localhost:1".into()], &Proxy::None)).await.is_ok());
+        assert!(resolve(Guard::new(&url("http://127.0.0.1:5000"), &[], &Proxy::None)).await.is_ok());
+        assert!(resolve(Guard::new(&url("http://localhost:5000"), &[], &Proxy::None)).await.is_ok());
     }
 
     #[test]
     fn one_private_address_makes_no_private_registry() {
         let urls = |list: &[&str]| list.iter().map(|text| text.parse().unwrap()).collect::<Vec<Url>>();
         let found = |list: &[&str]| list.iter().map(|ip| SocketAddr::new(ip.parse().unwrap(), 0)).collect::<Vec<_>>();
-        assert!(!Guard::new(&urls(&["https://8.8.8.8", "https://10.0.0.1"]), &[]).private_addresses());
-        let guard = Guard::new(&urls(&["https://a.example", "https://b.example"]), &[]);
+        assert!(!Guard::new(&urls(&["https://8.8.8.8", "https://10.0.0.1"]), &[], &Proxy::None).private_addresses());
+        let guard = Guard::new(&urls(&["https://a.example", "https://b.example"]), &[], &Proxy::None);
         assert!(!guard.private_addresses(), "nothing is known yet");
         for (addresses, is_private) in
             [(["10.0.0.1", "10.0.0.2"], true), (["10.0.0.1", "8.8.8.8"], false), (["10.0.0.1", "fd00::1"], true)]

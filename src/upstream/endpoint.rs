@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use url::Url;
 
+use super::breaker::Breaker;
 use crate::oci::RepositoryName;
 
 /// How long an endpoint that failed stands behind the others.
@@ -19,6 +20,7 @@ const DISTRUST: Duration = Duration::from_secs(10 * 60);
 #[derive(Debug)]
 pub(super) struct Endpoint {
     base: Url,
+    breaker: Breaker,
     passed_over: Deadline,
     distrusted: Deadline,
     quiet: Deadline,
@@ -26,11 +28,26 @@ pub(super) struct Endpoint {
 
 impl Endpoint {
     pub(super) fn new(base: Url) -> Self {
-        Self { base, passed_over: Deadline::default(), distrusted: Deadline::default(), quiet: Deadline::default() }
+        Self {
+            base,
+            breaker: Breaker::default(),
+            passed_over: Deadline::default(),
+            distrusted: Deadline::default(),
+            quiet: Deadline::default(),
+        }
     }
 
     pub(super) fn base(&self) -> &Url {
         &self.base
+    }
+
+    pub(super) fn breaker(&self) -> &Breaker {
+        &self.breaker
+    }
+
+    /// How long it is left alone, passed over and distrusted.
+    pub(super) fn deadlines(&self) -> [Option<Duration>; 3] {
+        [&self.quiet, &self.passed_over, &self.distrusted].map(Deadline::remaining)
     }
 
     /// `<base>/v2/<repository>/<path>?<query>`. Names, tags and digests are safe in a path as they are.
@@ -74,12 +91,23 @@ impl Endpoints {
         Self(bases.into_iter().map(|base| Arc::new(Endpoint::new(base))).collect())
     }
 
-    /// In configured order, the recently failed ones behind, the distrusted last: when nothing else is left they are
-    /// still asked.
+    /// In configured order.
+    pub(super) fn all(&self) -> &[Arc<Endpoint>] {
+        &self.0
+    }
+
+    /// Those that are not asked.
+    pub(super) fn open_breakers(&self) -> u64 {
+        self.0.iter().filter(|endpoint| !endpoint.breaker.is_closed()).count() as u64
+    }
+
+    /// In configured order, the recently failed ones behind, the distrusted after them, those that do not answer last:
+    /// when nothing else is left they are still asked.
     pub(super) fn in_order(&self) -> Vec<Arc<Endpoint>> {
         let mut order = self.0.clone();
         order.sort_by_key(|endpoint| {
-            (endpoint.distrusted.remaining().is_some(), endpoint.passed_over.remaining().is_some())
+            let is_open = !endpoint.breaker.is_closed();
+            (is_open, endpoint.distrusted.remaining().is_some(), endpoint.passed_over.remaining().is_some())
         });
         order
     }

@@ -15,6 +15,9 @@ pub enum Error {
     /// Not among the configured registries.
     #[error("the registry is not configured")]
     UnknownRegistry,
+    /// The registry is switched offline: nobody is asked.
+    #[error("the registry is switched offline")]
+    Offline,
     /// 404 or 410.
     #[error("the registry does not have it")]
     NotFound,
@@ -42,6 +45,12 @@ pub enum Error {
     #[error("the registry cannot be reached: {reason}")]
     Unreachable {
         /// The chain of causes.
+        reason: String,
+    },
+    /// The program that knows the credentials did not give any.
+    #[error("{reason}")]
+    Helper {
+        /// Which one and why, without what it wrote.
         reason: String,
     },
     /// Silence for longer than a time limit.
@@ -72,9 +81,11 @@ impl Error {
         match self {
             Self::Unavailable { .. } | Self::Unreachable { .. } | Self::TimedOut { .. } | Self::Cut { .. } => true,
             Self::UnknownRegistry
+            | Self::Offline
             | Self::NotFound
             | Self::Denied { .. }
             | Self::RateLimited { .. }
+            | Self::Helper { .. }
             | Self::Protocol { .. } => false,
         }
     }
@@ -141,6 +152,28 @@ pub enum SetupError {
         /// Why.
         reason: String,
     },
+    /// The certificate for TLS and its key cannot be used.
+    #[error("the client certificate of registry `{registry}` cannot be used: {reason}")]
+    BadClientCertificate {
+        /// Of which registry.
+        registry: Registry,
+        /// Why.
+        reason: String,
+    },
+    /// The proxy cannot be used.
+    #[error("the proxy of registry `{registry}` cannot be used: {reason}")]
+    BadProxy {
+        /// Of which registry.
+        registry: Registry,
+        /// Why.
+        reason: String,
+    },
+    /// It was not configured at start.
+    #[error("registry `{registry}` was not configured at start")]
+    UnknownRegistry {
+        /// Which one.
+        registry: Registry,
+    },
     /// User name and password do not fit into a header.
     #[error("the credentials of registry `{registry}` cannot be used: a user name has no `:` and no control character")]
     BadCredentials {
@@ -158,6 +191,10 @@ pub enum SetupError {
 impl SetupError {
     pub(super) fn client(error: reqwest::Error) -> Self {
         Self::Client { reason: reason(error) }
+    }
+
+    pub(super) fn proxy(registry: &Registry, error: reqwest::Error) -> Self {
+        Self::BadProxy { registry: registry.clone(), reason: reason(error) }
     }
 }
 

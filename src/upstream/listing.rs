@@ -11,6 +11,7 @@ use serde_json::value::RawValue;
 use url::Url;
 use url::form_urlencoded::Serializer;
 
+use super::Identity;
 use super::error::Error;
 use super::request::Kind;
 use super::request::Question;
@@ -22,6 +23,8 @@ use crate::oci::Tag;
 /// Largest listing, all pages together.
 const MAX_LISTING_BYTES: usize = 4 * 1024 * 1024;
 const MAX_REFERRERS_PAGES: usize = 32;
+/// Most tags that a registry is asked for at once: ECR refuses more.
+const MAX_TAGS_ASKED: u32 = 1000;
 /// Most pages of tags that are read until one has a tag on it.
 const MAX_TAG_PAGES: usize = 32;
 const MAX_LINK_QUERY_BYTES: usize = 4096;
@@ -43,6 +46,8 @@ pub struct ReferrersPage {
     pub index: Bytes,
     /// The registry said `OCI-Filters-Applied: artifactType`.
     pub filtered: bool,
+    /// Who asked.
+    pub identity: Identity,
 }
 
 #[derive(Deserialize)]
@@ -58,7 +63,7 @@ impl RegistryClient {
         n: Option<u32>,
         last: Option<&str>,
     ) -> Result<TagPage, Error> {
-        let n_pair = n.map(|n| ("n", n.to_string()));
+        let n_pair = n.map(|n| ("n", n.min(MAX_TAGS_ASKED).to_string()));
         let last_pair = last.map(|last| ("last", last.to_owned()));
         let query = Serializer::new(String::new()).extend_pairs(n_pair.into_iter().chain(last_pair)).finish();
         let mut asking = question(repository, "tags/list".to_owned(), query, "application/json");
@@ -99,7 +104,7 @@ impl RegistryClient {
         let filter = artifact_type.map(|artifact_type| ("artifactType", artifact_type));
         let query = Serializer::new(String::new()).extend_pairs(filter).finish();
         let mut asking = question(repository, path, query, REFERRERS_ACCEPT);
-        let (mut headers, first, _) = self.whole(&asking, MAX_LISTING_BYTES).await?;
+        let (mut headers, first, identity) = self.whole(&asking, MAX_LISTING_BYTES).await?;
         let filtered = is_filtered(&headers);
         let mut items = String::new();
         let mut index = read_index(&first, &mut items)?;
@@ -117,12 +122,12 @@ impl RegistryClient {
             headers = page_headers;
         }
         if pages == 1 {
-            return Ok(ReferrersPage { index: first, filtered });
+            return Ok(ReferrersPage { index: first, filtered, identity });
         }
         let merged = RawValue::from_string(format!("[{items}]"));
         index.insert("manifests".to_owned(), merged.expect("JSON values between commas are a JSON array"));
         let index = serde_json::to_vec(&index).expect("an object of JSON values is JSON");
-        Ok(ReferrersPage { index: index.into(), filtered })
+        Ok(ReferrersPage { index: index.into(), filtered, identity })
     }
 }
 

@@ -13,6 +13,8 @@
 
 mod auth;
 mod blob;
+mod breaker;
+mod budget;
 mod dial;
 mod endpoint;
 mod error;
@@ -23,6 +25,7 @@ mod redirect;
 mod request;
 mod retry;
 mod secret;
+mod status;
 mod throttle;
 mod tls;
 mod wire;
@@ -30,17 +33,22 @@ mod wire;
 #[cfg(test)]
 mod failover_tests;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::cell::LazyCell;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 
+use arc_swap::ArcSwap;
 use tokio::sync::Semaphore;
 use url::Url;
 
 use self::auth::Auth;
+use self::budget::Budget;
 use self::endpoint::Endpoints;
 use self::request::MAX_QUESTIONS;
 use self::request::RegistryClient;
@@ -58,6 +66,7 @@ pub use self::blob::BlobBody;
 pub use self::blob::BlobHead;
 pub use self::blob::Part;
 pub use self::blob::Source;
+pub use self::breaker::Health;
 pub use self::error::Error;
 pub use self::error::SetupError;
 pub use self::listing::ReferrersPage;
@@ -65,11 +74,17 @@ pub use self::listing::TagPage;
 pub use self::manifest::FetchedManifest;
 pub use self::manifest::ManifestHead;
 pub use self::options::Bandwidth;
+pub use self::options::ClientCertificate;
 pub use self::options::Credentials;
 pub use self::options::Options;
+pub use self::options::Proxy;
 pub use self::options::RegistryOptions;
 pub use self::options::Window;
 pub use self::secret::Secret;
+pub use self::status::EndpointStatus;
+pub use self::status::RateLimit;
+pub use self::status::RegistryStatus;
+pub use self::status::TokenStatus;
 
 /// As whom content was got.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -80,47 +95,84 @@ pub enum Identity {
     Account(Arc<str>),
 }
 
-/// The configured registries. Cheap to clone.
+/// The configured registries. Cheap to clone; all clones are reconfigured at once.
 #[derive(Clone)]
-pub struct Upstream(Arc<HashMap<Registry, RegistryClient>>);
+pub struct Upstream(Arc<Shared>);
+
+struct Shared {
+    clients: ArcSwap<Clients>,
+    is_offline: AtomicBool,
+    metrics: Metrics,
+}
+
+/// The clients of one configuration.
+struct Clients {
+    by_name: HashMap<Registry, Arc<RegistryClient>>,
+    bandwidth: Bandwidth,
+    total: Throttle,
+}
 
 impl Upstream {
-    /// Sets up the clients; asks nobody. Proxies come from `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`;
-    /// a proxy resolves names itself, so it is the one to refuse private addresses that a registry points to.
-    #[expect(clippy::needless_pass_by_value, reason = "every layer takes its own handle to the instruments")]
+    /// Sets up the clients; asks nobody. A proxy resolves names itself, so it is the one to refuse
+    /// private addresses that a registry points to.
     pub fn new(options: Options, metrics: Metrics) -> Result<Self, SetupError> {
-        let mut clients = HashMap::new();
-        let mut roots: HashMap<Vec<u8>, Tls> = HashMap::new();
-        let clock = LazyCell::new(WallClock::of_the_machine);
-        let total = Throttle::new(&options.bandwidth, || clock.clone());
-        for registry in options.registries {
-            check_endpoints(&registry)?;
-            let tls = match roots.get(&registry.ca_pem) {
-                Some(tls) => tls.clone(),
-                None => {
-                    let tls = Tls::new(&registry.registry, &registry.ca_pem)?;
-                    roots.insert(registry.ca_pem.clone(), tls.clone());
-                    tls
-                }
-            };
-            let client = RegistryClient {
-                wire: Wire::new(&registry, &options.user_agent, &tls, metrics.clone())?,
-                throttle: Throttle::new(&registry.bandwidth, || clock.clone()).and(&total),
-                auth: Auth::new(&registry)?,
-                endpoints: Endpoints::new(registry.endpoints),
-                turns: Semaphore::new(MAX_QUESTIONS),
-            };
-            let name = registry.registry;
-            if clients.insert(name.clone(), client).is_some() {
-                return Err(SetupError::Duplicate { registry: name });
-            }
-        }
-        Ok(Self(Arc::new(clients)))
+        let is_offline = AtomicBool::new(options.offline);
+        let clients = Clients::new(options, &metrics, None)?;
+        Ok(Self(Arc::new(Shared { clients: ArcSwap::from_pointee(clients), is_offline, metrics })))
+    }
+
+    /// Goes on with other registries, endpoints, credentials and limits from the next question on; what is on its way
+    /// goes on as it began. A registry whose options did not change keeps its health, tokens and budget, and all keep
+    /// whether they are switched offline, as far as that option did not change.
+    ///
+    /// # Errors
+    /// As for [`Upstream::new`]; then nothing has changed.
+    pub fn reconfigure(&self, options: Options) -> Result<(), SetupError> {
+        let clients = Clients::new(options, &self.0.metrics, Some(&self.0.clients.load()))?;
+        self.0.clients.store(Arc::new(clients));
+        Ok(())
     }
 
     /// Whether it is configured.
     pub fn knows(&self, registry: &Registry) -> bool {
-        self.0.contains_key(registry)
+        self.0.clients.load().by_name.contains_key(registry)
+    }
+
+    /// From now on nobody asks this registry, or any at all, or they are asked again. What is on its way goes on.
+    pub fn set_offline(&self, registry: Option<&Registry>, is_offline: bool) -> Result<(), Error> {
+        match registry {
+            None => self.0.is_offline.store(is_offline, Ordering::Relaxed),
+            Some(registry) => self.of(registry)?.is_offline.store(is_offline, Ordering::Relaxed),
+        }
+        Ok(())
+    }
+
+    /// Whether nobody may be asked.
+    pub fn is_all_offline(&self) -> bool {
+        self.0.is_offline.load(Ordering::Relaxed)
+    }
+
+    /// Whether this registry may not be asked.
+    pub fn is_offline(&self, registry: &Registry) -> bool {
+        self.is_all_offline() || self.of(registry).is_ok_and(|client| client.is_offline.load(Ordering::Relaxed))
+    }
+
+    /// Other credentials for a registry, from the next question on. Tokens that were got with the former are dropped.
+    pub fn set_credentials(&self, registry: &Registry, credentials: Option<Credentials>) -> Result<(), SetupError> {
+        let client = self.of(registry);
+        let client = client.map_err(|_| SetupError::UnknownRegistry { registry: registry.clone() })?;
+        client.auth.set_credentials(credentials)
+    }
+
+    /// How the registries are, by name.
+    pub fn status(&self) -> Vec<RegistryStatus> {
+        let of = |(registry, client): (&Registry, &Arc<RegistryClient>)| {
+            status::of(registry, client, self.is_offline(registry))
+        };
+        let clients = self.0.clients.load();
+        let mut all: Vec<_> = clients.by_name.iter().map(of).collect();
+        all.sort_by(|a, b| a.registry.cmp(&b.registry));
+        all
     }
 
     /// HEAD of a manifest, with the full `Accept`. Of a registry without HEAD nothing is known: see
@@ -165,14 +217,70 @@ impl Upstream {
         self.client(repository)?.referrers(&repository.name, digest, artifact_type).await
     }
 
-    fn client(&self, repository: &Repository) -> Result<&RegistryClient, Error> {
-        self.0.get(&repository.registry).ok_or(Error::UnknownRegistry)
+    /// The way to every question.
+    fn client(&self, repository: &Repository) -> Result<Arc<RegistryClient>, Error> {
+        let client = self.of(&repository.registry)?;
+        if self.is_offline(&repository.registry) { Err(Error::Offline) } else { Ok(client) }
+    }
+
+    fn of(&self, registry: &Registry) -> Result<Arc<RegistryClient>, Error> {
+        self.0.clients.load().by_name.get(registry).cloned().ok_or(Error::UnknownRegistry)
+    }
+}
+
+impl Clients {
+    /// Takes over from `before` the clients whose options are the same.
+    fn new(options: Options, metrics: &Metrics, before: Option<&Self>) -> Result<Self, SetupError> {
+        let mut by_name = HashMap::new();
+        // Loading the platform's roots is slow: registries that trust the same and show nothing share them.
+        let mut roots: HashMap<Vec<u8>, Tls> = HashMap::new();
+        let clock = LazyCell::new(WallClock::of_the_machine);
+        let before = before.filter(|before| before.bandwidth == options.bandwidth);
+        let total =
+            before.map_or_else(|| Throttle::new(&options.bandwidth, || clock.clone()), |before| before.total.clone());
+        for registry in options.registries {
+            check_endpoints(&registry)?;
+            let name = registry.registry.clone();
+            let known = before.and_then(|before| before.by_name.get(&name));
+            let client = match known.filter(|known| known.options == registry) {
+                Some(same) => same.clone(),
+                None => {
+                    let tls = match (roots.get(&registry.ca_pem), &registry.client_certificate) {
+                        (Some(tls), None) => tls.clone(),
+                        (_, certificate) => {
+                            let tls = Tls::new(&registry.registry, &registry.ca_pem, certificate.as_ref())?;
+                            if certificate.is_none() {
+                                roots.insert(registry.ca_pem.clone(), tls.clone());
+                            }
+                            tls
+                        }
+                    };
+                    let switched = known.filter(|known| known.options.offline == registry.offline);
+                    let is_offline = switched.map(|known| known.is_offline.load(Ordering::Relaxed));
+                    Arc::new(RegistryClient {
+                        wire: Wire::new(&registry, &options.user_agent, &tls, metrics.clone())?,
+                        throttle: Throttle::new(&registry.bandwidth, || clock.clone()).and(&total),
+                        auth: Auth::new(&registry)?,
+                        endpoints: Endpoints::new(registry.endpoints.clone()),
+                        turns: Semaphore::new(MAX_QUESTIONS),
+                        budget: Budget::new(registry.max_requests_per_minute),
+                        is_offline: AtomicBool::new(is_offline.unwrap_or(registry.offline)),
+                        said_limit: Mutex::default(),
+                        options: registry,
+                    })
+                }
+            };
+            if by_name.insert(name.clone(), client).is_some() {
+                return Err(SetupError::Duplicate { registry: name });
+            }
+        }
+        Ok(Self { by_name, bandwidth: options.bandwidth, total })
     }
 }
 
 impl fmt::Debug for Upstream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.0.keys()).finish()
+        f.debug_set().entries(self.0.clients.load().by_name.keys()).finish()
     }
 }
 

@@ -2,7 +2,11 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
+use std::time::Instant;
 
 use backon::Retryable as _;
 use bytes::Bytes;
@@ -16,6 +20,7 @@ use http::header::RANGE;
 use reqwest::Response;
 use serde::Deserialize;
 use tokio::sync::Semaphore;
+use tokio::time::sleep;
 use tokio::time::timeout;
 use url::Url;
 
@@ -23,14 +28,19 @@ use super::Identity;
 use super::auth::Auth;
 use super::auth::Authorization;
 use super::auth::Visitor;
+use super::breaker::Pass;
+use super::budget::Budget;
 use super::endpoint::Endpoint;
 use super::endpoint::Endpoints;
 use super::error::Error;
+use super::options::RegistryOptions;
 use super::redirect;
 use super::redirect::MAX_REDIRECTS;
 use super::redirect::Policy;
 use super::redirect::same_origin;
 use super::retry;
+use super::status::RateLimit;
+use super::status::millis;
 use super::throttle::Throttle;
 use super::wire::Wire;
 use crate::oci::RepositoryName;
@@ -42,6 +52,8 @@ const MAX_ROUNDS: usize = 6;
 pub(super) const MAX_QUESTIONS: usize = 64;
 /// Longest wait for that.
 const TURN_TIMEOUT: Duration = Duration::from_secs(60);
+/// A registry that asks to be left alone for no longer than that is waited for, once a question.
+const SHORT_QUIET: Duration = Duration::from_secs(5);
 const MAX_ERROR_BODY_BYTES: usize = 16 * 1024;
 const MAX_ERROR_CODE_CHARS: usize = 40;
 
@@ -99,6 +111,8 @@ struct Arrival {
 
 /// One registry: its endpoints and all that is remembered of it.
 pub(super) struct RegistryClient {
+    /// What it was made of.
+    pub(super) options: RegistryOptions,
     pub(super) endpoints: Endpoints,
     pub(super) wire: Wire,
     /// For blobs.
@@ -106,12 +120,15 @@ pub(super) struct RegistryClient {
     pub(super) auth: Auth,
     /// Fair; [`MAX_QUESTIONS`].
     pub(super) turns: Semaphore,
+    pub(super) budget: Budget,
+    pub(super) is_offline: AtomicBool,
+    pub(super) said_limit: Mutex<Option<(RateLimit, Instant)>>,
 }
 
 impl RegistryClient {
     /// An answer whose body the caller reads.
     pub(super) async fn open(&self, question: &Question<'_>) -> Result<Answer, Error> {
-        self.over_endpoints(question.kind, |endpoint| self.ask(endpoint, question)).await
+        self.over_endpoints(question.kind, false, |endpoint| self.ask(endpoint, question)).await
     }
 
     /// An answer with its whole body; a body that breaks off is asked for again.
@@ -120,7 +137,7 @@ impl RegistryClient {
         question: &Question<'_>,
         limit_bytes: usize,
     ) -> Result<(http::HeaderMap, Bytes, Identity), Error> {
-        self.over_endpoints(question.kind, |endpoint| async move {
+        self.over_endpoints(question.kind, false, |endpoint| async move {
             let answer = self.ask(endpoint, question).await?;
             super::wire::refuse_content_coding(answer.response.headers())?;
             let headers = answer.response.headers().clone();
@@ -130,8 +147,23 @@ impl RegistryClient {
         .await
     }
 
-    /// The first endpoint that has an answer.
-    pub(super) async fn over_endpoints<T, F, Fut>(&self, kind: Kind, ask: F) -> Result<T, Error>
+    /// The first endpoint that has an answer. A rate limit that is over soon is waited for.
+    pub(super) async fn over_endpoints<T, F, Fut>(&self, kind: Kind, is_patient: bool, ask: F) -> Result<T, Error>
+    where
+        F: Fn(Arc<Endpoint>) -> Fut,
+        Fut: Future<Output = Result<T, Error>>,
+    {
+        match self.once_over_endpoints(kind, is_patient, &ask).await {
+            Err(Error::RateLimited { retry_after: Some(wait) }) if wait <= SHORT_QUIET => {
+                tracing::info!(registry = %self.wire.registry(), ?wait, "waiting for the registry's rate limit");
+                sleep(wait).await;
+                self.once_over_endpoints(kind, is_patient, &ask).await
+            }
+            answered => answered,
+        }
+    }
+
+    async fn once_over_endpoints<T, F, Fut>(&self, kind: Kind, is_patient: bool, ask: &F) -> Result<T, Error>
     where
         F: Fn(Arc<Endpoint>) -> Fut,
         Fut: Future<Output = Result<T, Error>>,
@@ -145,8 +177,16 @@ impl RegistryClient {
         };
         let mut failure = Error::UnknownRegistry;
         for endpoint in self.endpoints.in_order() {
+            let pass = match endpoint.breaker().pass(is_patient).await {
+                Ok(pass) => pass,
+                Err(error) => {
+                    failure = error;
+                    continue;
+                }
+            };
             let once = || ask(endpoint.clone());
             let answered = once.retry(retry::backoff()).when(retry::again_here).await;
+            self.note_health(&endpoint, pass, answered.as_ref().err());
             match answered {
                 Err(error) if retry::elsewhere(&error) => {
                     tracing::warn!(registry = %self.wire.registry(), endpoint = %endpoint.base(), %error, "endpoint failed");
@@ -164,6 +204,23 @@ impl RegistryClient {
             }
         }
         Err(failure)
+    }
+
+    fn note_health(&self, endpoint: &Endpoint, pass: Pass<'_>, error: Option<&Error>) {
+        let (registry, base) = (self.wire.registry(), endpoint.base());
+        match error.filter(|error| retry::is_silence(error)) {
+            None => {
+                if !pass.answered() {
+                    return;
+                }
+                tracing::info!(%registry, endpoint = %base, "the endpoint answers again");
+            }
+            Some(error) => {
+                let Some(pause) = pass.failed(error) else { return };
+                tracing::warn!(%registry, endpoint = %base, ?pause, %error, "the endpoint is left alone");
+            }
+        }
+        self.wire.metrics().breaker_open(registry.as_str(), self.endpoints.open_breakers());
     }
 
     /// One try at one endpoint.
@@ -193,6 +250,12 @@ impl RegistryClient {
                         authorization = Some(answer.inspect_err(|error| leave_alone(&endpoint, error))?);
                     }
                 },
+                // Some registries answer so to a password that has expired.
+                (StatusCode::FORBIDDEN, false) if authorization.as_ref().is_some_and(Authorization::is_renewable) => {
+                    if let Some(used) = authorization.take() {
+                        self.auth.forget(endpoint.base(), question.repository, &used);
+                    }
+                }
                 // A signed URL that has expired, or was made for somebody else: the registry makes a new one.
                 (StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST, true) if !question.is_blob_head() && !asked_again => {
                     asked_again = true;
@@ -218,6 +281,10 @@ impl RegistryClient {
         let mut visitor: Option<Visitor> = None;
         let mut redirects = 0;
         loop {
+            // Where blobs are kept is not the registry.
+            if same_origin(start, &url) {
+                self.budget.take().await?;
+            }
             let response = self.send(&url, question, header.as_ref()).await?;
             let policy = Policy { private_addresses: self.wire.private_addresses() };
             if let Some(next) = redirect::next(&url, response.status(), response.headers(), policy)? {
@@ -310,6 +377,7 @@ impl RegistryClient {
                 // Where blobs are kept is not the registry: its limits say nothing about manifests.
                 if !elsewhere {
                     leave_alone(&endpoint, &error);
+                    self.note_quiet(&error);
                 }
                 Err(error)
             }
@@ -319,12 +387,40 @@ impl RegistryClient {
     }
 
     fn note_rate_limit(&self, response: &Response) {
-        let Some(remaining) = retry::ratelimit(response.headers(), "ratelimit-remaining") else {
+        let headers = response.headers();
+        let Some(remaining) = retry::ratelimit(headers, "ratelimit-remaining") else {
             return;
         };
-        let limit = retry::ratelimit(response.headers(), "ratelimit-limit");
-        tracing::debug!(registry = %self.wire.registry(), remaining, limit, "rate limit");
-        self.wire.metrics().ratelimit_remaining(self.wire.registry().as_str(), remaining);
+        let limit = retry::ratelimit(headers, "ratelimit-limit");
+        let window_seconds = retry::window_seconds(headers, "ratelimit-limit")
+            .or_else(|| retry::window_seconds(headers, "ratelimit-remaining"));
+        let registry = self.wire.registry().as_str();
+        tracing::debug!(registry, remaining, limit, "rate limit");
+        self.wire.metrics().ratelimit_remaining(registry, remaining);
+        if let Some(limit) = limit {
+            self.wire.metrics().ratelimit_limit(registry, limit);
+        }
+        let said = RateLimit { limit, remaining, window_seconds, age_ms: 0 };
+        *self.said_limit.lock().unwrap_or_else(PoisonError::into_inner) = Some((said, Instant::now()));
+    }
+
+    fn note_quiet(&self, error: &Error) {
+        if let Error::RateLimited { retry_after } = error {
+            let until = jiff::Timestamp::now().as_second()
+                + retry_after.unwrap_or(retry::DEFAULT_QUIET).as_secs().cast_signed();
+            self.wire.metrics().quiet_until(self.wire.registry().as_str(), until.unsigned_abs());
+        }
+    }
+
+    /// What the registry last said of its rate limit.
+    pub(super) fn rate_limit(&self) -> Option<RateLimit> {
+        let said = self.said_limit.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        said.map(|(said, at)| RateLimit { age_ms: millis(at.elapsed()), ..said })
+    }
+
+    /// Questions on their way.
+    pub(super) fn questions_in_flight(&self) -> usize {
+        MAX_QUESTIONS.saturating_sub(self.turns.available_permits())
     }
 }
 

@@ -65,6 +65,17 @@ pub(super) fn rate_limited(headers: &HeaderMap) -> Error {
     Error::RateLimited { retry_after: Some(retry_after.unwrap_or(DEFAULT_QUIET)) }
 }
 
+/// The window in the same headers, as in `20;w=21600`.
+pub(super) fn window_seconds(headers: &HeaderMap, name: &str) -> Option<u64> {
+    let mut params = headers.get(name)?.to_str().ok()?.split([';', ',']).skip(1);
+    params.find_map(|param| param.trim().strip_prefix("w=")?.parse().ok())
+}
+
+/// The endpoint did not answer, as opposed to answering what helps nobody.
+pub(super) fn is_silence(error: &Error) -> bool {
+    matches!(error, Error::Unavailable { .. } | Error::Unreachable { .. } | Error::TimedOut { .. })
+}
+
 /// The count in `RateLimit-Remaining` or `RateLimit-Limit`, as in `20;w=21600`.
 pub(super) fn ratelimit(headers: &HeaderMap, name: &str) -> Option<u64> {
     headers.get(name)?.to_str().ok()?.split([';', ',']).next()?.trim().parse().ok()
@@ -115,5 +126,7 @@ mod tests {
         assert_eq!(ratelimit(&header("ratelimit-remaining", "20;w=21600"), "ratelimit-remaining"), Some(20));
         assert_eq!(ratelimit(&header("ratelimit-remaining", "7"), "ratelimit-remaining"), Some(7));
         assert_eq!(ratelimit(&header("ratelimit-remaining", "many"), "ratelimit-remaining"), None);
+        let window = |value| window_seconds(&header("ratelimit-limit", value), "ratelimit-limit");
+        assert_eq!((window("100;w=21600"), window("100"), window("100; w=60")), (Some(21600), None, Some(60)));
     }
 }

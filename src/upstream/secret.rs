@@ -39,7 +39,7 @@ mod tests {
     #[test]
     fn never_prints() {
         let password = Secret::from("hunter2".to_owned());
-        let credentials = Credentials { username: "me".into(), password: password.clone() };
+        let credentials = Credentials::Password { username: "me".into(), password: password.clone() };
         let printed = format!("{password} {password:?} {credentials:?} {credentials:#?}");
         assert!(!printed.contains("hunter2"), "{printed}");
         assert_eq!(password.expose(), "hunter2");

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::time::Duration;
+use std::time::Instant;
 
+use bytes::Bytes;
 use tokio::io::AsyncRead;
 use tokio::io::AsyncReadExt as _;
 use tokio::io::AsyncWrite;
@@ -23,15 +25,15 @@ pub(super) const SILENCE: Duration = Duration::from_secs(2);
 const FOREVER_MS: u64 = 3_600_000;
 
 /// A request as the server saw it.
-pub(super) struct Seen {
+pub(crate) struct Seen {
     method: String,
-    pub(super) target: String,
+    pub(crate) target: String,
     head: String,
 }
 
 impl Seen {
     /// Lower-case name.
-    pub(super) fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.head
             .lines()
             .filter_map(|line| line.split_once(": "))
@@ -40,9 +42,9 @@ impl Seen {
 }
 
 /// Pieces of a raw answer with a pause before each; the connection closes behind them.
-pub(super) type Reply = Vec<(u64, String)>;
+pub(crate) type Reply = Vec<(u64, String)>;
 
-pub(super) fn reply(status: u16, headers: &str, body: &str) -> Reply {
+pub(crate) fn reply(status: u16, headers: &str, body: &str) -> Reply {
     vec![(
         0,
         format!("HTTP/1.1 {status} X\r\nconnection: close\r\ncontent-length: {}\r\n{headers}\r\n{body}", body.len()),
@@ -54,14 +56,14 @@ fn head_reply(headers: &str) -> Reply {
     vec![(0, format!("HTTP/1.1 200 X\r\nconnection: close\r\ncontent-length: 10\r\n{headers}\r\n"))]
 }
 
-pub(super) struct Server {
-    pub(super) address: String,
+pub(crate) struct Server {
+    pub(crate) address: String,
     /// `METHOD target` of each request.
     log: Arc<Mutex<Vec<String>>>,
 }
 
 impl Server {
-    pub(super) async fn start(script: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> Self {
+    pub(crate) async fn start(script: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let log = Arc::new(Mutex::new(Vec::new()));
@@ -74,7 +76,7 @@ impl Server {
         Self { address, log }
     }
 
-    pub(super) fn count(&self, start: &str) -> usize {
+    pub(crate) fn count(&self, start: &str) -> usize {
         self.log.lock().unwrap().iter().filter(|line| line.starts_with(start)).count()
     }
 }
@@ -99,7 +101,7 @@ async fn answer(
     stream.shutdown().await.ok()
 }
 
-pub(super) fn options(endpoints: &[&str]) -> RegistryOptions {
+pub(crate) fn options(endpoints: &[&str]) -> RegistryOptions {
     let endpoints = endpoints.iter().map(|address| format!("http://{address}").parse().unwrap()).collect();
     let mut options = RegistryOptions::new("r.example".parse().unwrap(), endpoints);
     (options.connect_timeout, options.read_timeout) = (NEVER, NEVER);
@@ -111,12 +113,39 @@ fn impatient(mut options: RegistryOptions) -> RegistryOptions {
     options
 }
 
+/// Whether something is so, on a machine that does not stand still meanwhile for anything like [`SILENCE`]: where it does,
+/// it is tried again.
+pub(super) async fn assert_undisturbed(is_so: impl AsyncFn() -> bool) {
+    const TICK: Duration = Duration::from_millis(20);
+    loop {
+        let longest = Arc::new(Mutex::new(Duration::ZERO));
+        let noted = longest.clone();
+        let metronome = tokio::spawn(async move {
+            loop {
+                let began = Instant::now();
+                sleep(TICK).await;
+                let mut longest = noted.lock().unwrap();
+                *longest = began.elapsed().max(*longest);
+            }
+        });
+        let is_so = is_so().await;
+        sleep(2 * TICK).await;
+        metronome.abort();
+        if is_so {
+            return;
+        }
+        let longest = *longest.lock().unwrap();
+        assert!(longest > SILENCE / 4, "standing still for {longest:?} is no excuse");
+    }
+}
+
 fn with_credentials(mut options: RegistryOptions) -> RegistryOptions {
-    options.credentials = Some(Credentials { username: "me".into(), password: Secret::from("hunter2".to_owned()) });
+    options.credentials =
+        Some(Credentials::Password { username: "me".into(), password: Secret::from("hunter2".to_owned()) });
     options
 }
 
-pub(super) fn upstream(registry: RegistryOptions) -> Upstream {
+pub(crate) fn upstream(registry: RegistryOptions) -> Upstream {
     let options = Options { registries: vec![registry], ..Options::default() };
     Upstream::new(options, Metrics::disabled()).unwrap()
 }
@@ -369,41 +398,48 @@ async fn wrong_ranges_and_codings_are_refused() {
 #[tokio::test]
 async fn silence_counts_only_while_waiting() {
     let head = "HTTP/1.1 200 X\r\ncontent-length: 20\r\n\r\n";
-    let slow_reader = async {
-        let server = Server::start(move |_| vec![(0, format!("{head}{BODY}")), (2500, BODY.to_owned())]).await;
+    /// The chunks of a body that a reader waits for before each.
+    async fn chunks(server: &Server, wait_ms: u64) -> Result<Vec<Option<Bytes>>, Error> {
         let upstream = upstream(impatient(options(&[&server.address])));
-        let mut body = upstream.get_blob(&repository(), &digest(), Part::whole()).await.unwrap();
-        assert!(body.chunk().await.unwrap().is_some());
-        sleep(Duration::from_millis(2600)).await;
-        assert!(body.chunk().await.unwrap().is_some(), "a slow reader is no silence");
-        assert_eq!(body.chunk().await, Ok(None));
-    };
-    let silent_server = async {
-        let server = Server::start(move |_| vec![(0, format!("{head}{BODY}")), (FOREVER_MS, BODY.to_owned())]).await;
-        let upstream = upstream(impatient(options(&[&server.address])));
-        let mut body = upstream.get_blob(&repository(), &digest(), Part::whole()).await.unwrap();
-        assert!(body.chunk().await.unwrap().is_some());
-        assert_eq!(body.chunk().await, Err(Error::TimedOut { what: "body" }));
-    };
-    tokio::join!(slow_reader, silent_server);
+        let mut body = upstream.get_blob(&repository(), &digest(), Part::whole()).await?;
+        let mut chunks = vec![body.chunk().await?];
+        sleep(Duration::from_millis(wait_ms)).await;
+        for _ in 0..2 {
+            chunks.push(body.chunk().await?);
+        }
+        Ok(chunks)
+    }
+    let half = Some(Bytes::from_static(BODY.as_bytes()));
+    let late = Server::start(move |_| vec![(0, format!("{head}{BODY}")), (2500, BODY.to_owned())]).await;
+    let silent = Server::start(move |_| vec![(0, format!("{head}{BODY}")), (FOREVER_MS, BODY.to_owned())]).await;
+    assert_undisturbed(async || {
+        let (slow_reader, silent_server) = tokio::join!(chunks(&late, 2600), chunks(&silent, 0));
+        slow_reader == Ok(vec![half.clone(), half.clone(), None])
+            && silent_server == Err(Error::TimedOut { what: "body" })
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn a_silent_head_times_out_and_the_next_endpoint_is_asked() {
-    let silent = Server::start(|_| vec![(FOREVER_MS, String::new())]).await;
-    let good = Server::start(|_| reply(200, "", "{}")).await;
-    let alone = async {
-        let upstream = upstream(impatient(options(&[&silent.address])));
-        let error = upstream.get_manifest(&repository(), &tag()).await.unwrap_err();
-        assert_eq!(error, Error::TimedOut { what: "response head" });
-    };
-    let with_another = async {
-        let upstream = upstream(impatient(options(&[&silent.address, &good.address])));
-        upstream.get_manifest(&repository(), &tag()).await.unwrap();
-        upstream.get_manifest(&repository(), &tag()).await.unwrap();
-    };
-    tokio::join!(alone, with_another);
-    assert_eq!((silent.count("GET"), good.count("GET")), (2, 2), "the failed endpoint is passed over");
+    assert_undisturbed(async || {
+        let silent = Server::start(|_| vec![(FOREVER_MS, String::new())]).await;
+        let good = Server::start(|_| reply(200, "", "{}")).await;
+        let alone = async {
+            let upstream = upstream(impatient(options(&[&silent.address])));
+            let error = upstream.get_manifest(&repository(), &tag()).await.unwrap_err();
+            error == Error::TimedOut { what: "response head" }
+        };
+        let with_another = async {
+            let upstream = upstream(impatient(options(&[&silent.address, &good.address])));
+            let first = upstream.get_manifest(&repository(), &tag()).await;
+            first.is_ok() && upstream.get_manifest(&repository(), &tag()).await.is_ok()
+        };
+        let answered = tokio::join!(alone, with_another);
+        // The failed endpoint is passed over.
+        answered == (true, true) && (silent.count("GET"), good.count("GET")) == (2, 2)
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -140,6 +140,7 @@ mod tests {
     use super::super::Part;
     use super::super::tests::SILENCE;
     use super::super::tests::Server;
+    use super::super::tests::assert_undisturbed;
     use super::super::tests::options;
     use super::super::tests::reply;
     use super::super::tests::repository;
@@ -311,16 +312,23 @@ mod tests {
         options.read_timeout = SILENCE;
         options.bandwidth.limit = limit(6_000);
         let digest = Digest::of(Algorithm::Sha256, body.as_bytes());
-        let mut blob = upstream(options).get_blob(&repository(), &digest, Part::whole()).await.unwrap();
-        let (started, mut received) = (Instant::now(), Vec::new());
-        if let Ok(chunk) = timeout(Duration::from_millis(100), blob.chunk()).await {
-            // This machine stood still for longer than a turn takes.
-            received.extend_from_slice(&chunk.unwrap().unwrap());
-        }
-        while let Some(chunk) = blob.chunk().await.unwrap() {
-            received.extend_from_slice(&chunk);
-        }
-        assert!(received == body.as_bytes() && started.elapsed() > SILENCE);
+        let receive = async || {
+            let mut blob = upstream(options.clone()).get_blob(&repository(), &digest, Part::whole()).await?;
+            let mut received = Vec::new();
+            if let Ok(chunk) = timeout(Duration::from_millis(100), blob.chunk()).await {
+                // This machine stood still for longer than a turn takes.
+                received.extend_from_slice(&chunk?.unwrap_or_default());
+            }
+            while let Some(chunk) = blob.chunk().await? {
+                received.extend_from_slice(&chunk);
+            }
+            Ok::<_, crate::upstream::Error>(received)
+        };
+        assert_undisturbed(async || {
+            let started = Instant::now();
+            receive().await.is_ok_and(|received| received == body.as_bytes()) && started.elapsed() > SILENCE
+        })
+        .await;
     }
 
     #[test]

@@ -8,16 +8,21 @@ use bytes::BytesMut;
 use http::HeaderMap;
 use http::header::CONTENT_ENCODING;
 use http::header::CONTENT_LENGTH;
+use opentelemetry::global;
+use opentelemetry_http::HeaderInjector;
 use reqwest::Client;
 use reqwest::RequestBuilder;
 use reqwest::Response;
 use reqwest::redirect::Policy;
 use tokio::time::timeout;
+use tracing::Span;
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 use super::dial::Guard;
 use super::dial::Resolver;
 use super::error::Error;
 use super::error::SetupError;
+use super::options::Proxy;
 use super::options::RegistryOptions;
 use super::tls::Tls;
 use crate::metrics::Metrics;
@@ -47,9 +52,20 @@ impl Wire {
         tls: &Tls,
         metrics: Metrics,
     ) -> Result<Self, SetupError> {
-        let guard = Arc::new(Guard::new(&options.endpoints, &options.token_realms));
+        let guard = Arc::new(Guard::new(&options.endpoints, &options.token_realms, &options.proxy));
+        let proxy = match &options.proxy {
+            Proxy::Environment | Proxy::None => None,
+            Proxy::Url(url) => Some(reqwest::Proxy::all(url.clone()))
+                .transpose()
+                .map_err(|error| SetupError::proxy(&options.registry, error))?,
+        };
         let builder = || {
-            Client::builder()
+            let builder = match (&options.proxy, &proxy) {
+                (Proxy::Environment, _) => Client::builder(),
+                (_, None) => Client::builder().no_proxy(),
+                (_, Some(proxy)) => Client::builder().no_proxy().proxy(proxy.clone()),
+            };
+            builder
                 .user_agent(user_agent)
                 .redirect(Policy::none())
                 .referer(false)
@@ -97,7 +113,7 @@ impl Wire {
 
     /// Sends one request and waits for the response head. Nothing is followed, nothing repeated.
     pub(super) async fn exchange(&self, request: RequestBuilder) -> Result<Response, Error> {
-        let answered = match timeout(self.silence, request.send()).await {
+        let answered = match timeout(self.silence, request.headers(trace_context()).send()).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => Err(Error::unanswered(error)),
             Err(_) => Err(Error::TimedOut { what: "response head" }),
@@ -142,6 +158,14 @@ impl Wire {
         };
         timeout(WHOLE_BODY_TIMEOUT, reading).await.unwrap_or(Err(Error::TimedOut { what: "whole body" }))
     }
+}
+
+/// The span that asks, for who is asked; empty where spans are not exported.
+fn trace_context() -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    let context = Span::current().context();
+    global::get_text_map_propagator(|known| known.inject_context(&context, &mut HeaderInjector(&mut headers)));
+    headers
 }
 
 pub(super) fn content_length(headers: &HeaderMap) -> Option<u64> {

@@ -8,6 +8,8 @@ use crate::support::content::sample;
 use crate::support::content::unknown_digest;
 use crate::support::manifest_path;
 use crate::support::proxy::Proxy;
+use crate::support::proxy::Registry;
+use crate::support::proxy::Setup;
 use crate::support::registry::ScriptedRegistry;
 use crate::support::script::on;
 
@@ -123,6 +125,34 @@ async fn a_request_keeps_the_id_its_client_gave_it() {
     assert_ne!(first.header("X-Request-Id"), second.header("X-Request-Id"));
 }
 
+/// Each outcome tells its reason, to the client and in the log.
+#[tokio::test]
+async fn every_answer_says_why() {
+    let upstream = ScriptedRegistry::start().await;
+    upstream.image(REPOSITORY, "latest", &[sample(30, 10)]);
+    let registry = Registry::new(REGISTRY, &upstream.url()).set("tag_ttl", "1ms").set("deny", vec!["closed/*"]);
+    let proxy = Setup::new(&[registry]).start().await;
+    assert_eq!(proxy.get(&manifest_path("latest")).await.status, 200);
+    upstream.rule(on("*", &manifest_path("denied")).status(403));
+    upstream.rule(on("*", &manifest_path("broken")).status(500));
+    upstream.rule(on("*", &manifest_path("limited")).status(429).header("Retry-After", "60"));
+    let rows = [
+        (manifest_path("none"), "fwd=miss; detail=not-found", "not-found"),
+        (manifest_path("denied"), "fwd=miss; detail=denied", "denied"),
+        ("/v2/closed/app/manifests/latest".to_owned(), "fwd=bypass; detail=not-allowed", "not-allowed"),
+        (manifest_path("broken"), "fwd=miss; detail=upstream-error", "upstream-error"),
+        (manifest_path("latest"), "fwd=stale; detail=upstream-error", "upstream-error"),
+        (manifest_path("limited"), "fwd=miss; detail=rate-limited", "rate-limited"),
+    ];
+    for (place, (target, outcome, detail)) in rows.into_iter().enumerate() {
+        let id = format!("why-{place}");
+        let reply = proxy.get_with(&target, &[("X-Request-Id", &id)]).await;
+        assert_eq!(reply.outcome(), outcome, "{target}");
+        let line = proxy.log.wait_for(|event| event["message"] == "request" && event["request_id"] == *id).await;
+        assert_eq!(line["detail"], detail, "{line}");
+    }
+}
+
 #[tokio::test]
 async fn a_request_is_one_line_in_the_log() {
     let upstream = ScriptedRegistry::start().await;
@@ -156,4 +186,25 @@ async fn a_request_is_one_line_in_the_log() {
     }
     let lines = proxy.log.events().into_iter().filter(|event| event["message"] == "request").count();
     assert_eq!(lines, 6);
+}
+
+#[tokio::test]
+async fn a_trace_goes_through_to_the_registry_where_spans_are_exported() {
+    let upstream = ScriptedRegistry::start().await;
+    let image = upstream.image(REPOSITORY, "latest", &[sample(6, 1000)]);
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let parent = format!("00-{trace}-00f067aa0ba902b7-01");
+    let seen = |path: &str| upstream.seen("GET", path)[0].headers.get("traceparent").map(str::to_owned);
+    // Nobody collects: that must not matter.
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let collector = format!("http://{nobody}");
+    let proxy = Proxy::of(&upstream).set("telemetry", "otlp_endpoint", collector.as_str()).start().await;
+    let path = blob_path(&image.layers[0].0);
+    proxy.get_with(&path, &[("traceparent", &parent)]).await.assert_body(200, &image.layers[0].1);
+    let passed_on = seen(&path).unwrap();
+    assert!(passed_on.contains(trace) && passed_on != parent, "{passed_on}");
+    let quiet = Proxy::of(&upstream).start().await;
+    let path = blob_path(&image.config_digest);
+    quiet.get_with(&path, &[("traceparent", &parent)]).await.assert_body(200, &image.config);
+    assert_eq!(seen(&path), None);
 }

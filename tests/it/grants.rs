@@ -165,3 +165,114 @@ async fn grants_outlive_a_restart_and_so_do_refusals() {
     assert_eq!(upstream.total(), asked);
     proxy.get(&format!("/v2/team/b/blobs/{digest}")).await.assert_error(404, "BLOB_UNKNOWN");
 }
+
+/// A private registry, a proxy with credentials for it, and a blob and an image that it has pulled.
+struct Private {
+    upstream: ScriptedRegistry,
+    proxy: Proxy,
+    bytes: bytes::Bytes,
+    path: String,
+}
+
+impl Private {
+    async fn start(change: impl FnOnce(Setup) -> Setup) -> Self {
+        let upstream = ScriptedRegistry::start().await;
+        upstream.require(Auth::Basic("ann", "secret"));
+        upstream.image("team/a", "latest", &[sample(20, 10)]);
+        let bytes = sample(21, SIZE);
+        let path = format!("/v2/team/a/blobs/{}", upstream.blob("team/a", bytes.clone()));
+        let registry = Registry::new("private.test", &upstream.url()).set("username", "ann").set("password", "secret");
+        let proxy = change(Setup::new(&[registry])).start().await;
+        proxy.get_until_stored(&path).await.assert_body(200, &bytes);
+        assert_eq!(proxy.get("/v2/team/a/manifests/latest").await.status, 200);
+        Self { upstream, proxy, bytes, path }
+    }
+}
+
+/// A time of grants that is over before the next request.
+fn short(setup: Setup) -> Setup {
+    setup.each("grant_ttl", "1ms").each("tag_ttl", "1ms")
+}
+
+fn long(setup: Setup) -> Setup {
+    setup.each("grant_ttl", "1d").each("tag_ttl", "1ms")
+}
+
+async fn pass() {
+    tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+}
+
+#[tokio::test]
+async fn grants_for_private_content_are_asked_for_again_and_others_are_not() {
+    let world = Private::start(short).await;
+    for turn in 0..3 {
+        pass().await;
+        let asked = world.upstream.count("HEAD", &world.path);
+        let reply = world.proxy.get(&world.path).await;
+        reply.assert_body(200, &world.bytes);
+        assert_eq!(reply.outcome(), "hit; detail=revalidated", "{turn}");
+        assert!(world.upstream.count("HEAD", &world.path) > asked);
+    }
+    assert_eq!(world.upstream.body_bytes_sent(&world.path) / SIZE, 1);
+    let proxy = world.proxy.restart_with(long).await;
+    let asked = world.upstream.total();
+    assert_eq!(proxy.get(&world.path).await.outcome(), "hit");
+    assert_eq!(world.upstream.total(), asked, "within its time it asks nobody");
+    // Public content, by comparison.
+    let open = ScriptedRegistry::start().await;
+    let digest = open.blob("team/a", sample(22, SIZE));
+    let proxy = short(Setup::new(&[Registry::new("open.test", &open.url())])).start().await;
+    let path = format!("/v2/team/a/blobs/{digest}");
+    proxy.get_until_hit(&path).await;
+    pass().await;
+    assert_eq!(proxy.get(&path).await.outcome(), "hit");
+    assert_eq!(open.count("HEAD", &path), 0);
+}
+
+#[tokio::test]
+async fn a_refusal_takes_the_grants_of_a_repository_back() {
+    for status in [401, 403] {
+        let world = Private::start(long).await;
+        assert_eq!(world.proxy.get(&world.path).await.outcome(), "hit");
+        world.upstream.rule(on("*", "/v2/team/a/*").status(status));
+        pass().await;
+        // It is heard about a tag, and holds for everything.
+        world.proxy.get("/v2/team/a/manifests/latest").await.assert_error(403, "DENIED");
+        world.proxy.get(&world.path).await.assert_error(403, "DENIED");
+        let proxy = world.proxy.restart().await;
+        proxy.get(&world.path).await.assert_error(403, "DENIED");
+        world.upstream.clear_rules();
+        let reply = proxy.get(&world.path).await;
+        reply.assert_body(200, &world.bytes);
+        assert_eq!(reply.outcome(), "hit; detail=revalidated", "opened by the same account again");
+        assert_eq!(world.upstream.body_bytes_sent(&world.path) / SIZE, 1);
+    }
+}
+
+#[tokio::test]
+async fn what_the_registry_no_longer_has_loses_its_grant() {
+    let world = Private::start(short).await;
+    let digest = world.path.rsplit('/').next().unwrap();
+    world.upstream.remove_blob("team/a", digest);
+    pass().await;
+    world.proxy.get(&world.path).await.assert_error(404, "BLOB_UNKNOWN");
+    let proxy = world.proxy.restart_with(long).await;
+    proxy.get(&world.path).await.assert_error(404, "BLOB_UNKNOWN");
+    world.upstream.blob("team/a", world.bytes.clone());
+    proxy.get(&world.path).await.assert_body(200, &world.bytes);
+}
+
+#[tokio::test]
+async fn an_outage_closes_private_content_only_in_the_end() {
+    let world = Private::start(short).await;
+    world.upstream.stop().await;
+    pass().await;
+    let reply = world.proxy.get(&world.path).await;
+    reply.assert_body(200, &world.bytes);
+    assert!(reply.outcome().starts_with("fwd=stale; detail="), "{}", reply.outcome());
+    let proxy = world.proxy.restart_with(|setup| short(setup).each("offline", true)).await;
+    assert_eq!(proxy.get(&world.path).await.outcome(), "hit; detail=offline");
+    let proxy = proxy.restart_with(|setup| short(setup).each("offline", false).each("stale_if_error", "1ms")).await;
+    proxy.get(&world.path).await.assert_error(502, "UNAVAILABLE");
+    proxy.get("/v2/team/a/manifests/latest").await.assert_error(502, "UNAVAILABLE");
+}

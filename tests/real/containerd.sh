@@ -4,6 +4,18 @@
 containerd_needs() { echo containerd ctr runc; }
 
 containerd_start() { # containerd_start FOLDER PORT
+  if asks_forebay "$2"; then
+    client_config containerd "$1/written" "$2"
+    cp -r "$1/written/etc/containerd/certs.d" "$1/certs.d"
+  else
+    containerd_hosts "$1" "$2"
+  fi
+  containerd_config "$1"
+  spawn "${1##*/}" containerd --config "$1/config.toml"
+  wait_for "${1##*/}" timeout 30 ctr --address "$1/containerd.sock" version
+}
+
+containerd_hosts() { # containerd_hosts FOLDER PORT
   local host
   for host in docker.io _default; do
     mkdir -p "$1/certs.d/$host"
@@ -14,6 +26,9 @@ server = "http://127.0.0.1:$2"
   capabilities = ["pull", "resolve"]
 TOML
   done
+}
+
+containerd_config() { # containerd_config FOLDER
   cat >"$1/config.toml" <<TOML
 version = 2
 root = "$1/root"
@@ -24,8 +39,6 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
 [ttrpc]
   address = "$1/containerd.sock.ttrpc"
 TOML
-  spawn "${1##*/}" containerd --config "$1/config.toml"
-  wait_for "${1##*/}" timeout 30 ctr --address "$1/containerd.sock" version
 }
 
 containerd_pull() {

@@ -4,19 +4,26 @@
 docker_needs() { echo dockerd docker containerd runc; }
 
 docker_start() { # docker_start FOLDER PORT
-  cat >"$1/daemon.json" <<JSON
+  local file=$1/written/etc/docker/daemon.json
+  mkdir -p "${file%/*}"
+  cat >"$file" <<JSON
 {
   "data-root": "$1/data",
   "exec-root": "$1/exec",
   "pidfile": "$1/docker.pid",
   "hosts": ["unix://$1/docker.sock"],
-  "registry-mirrors": ["http://127.0.0.1:$2"],
   "storage-driver": "overlay2",
   "bridge": "none",
   "iptables": false,
   "ip6tables": false
 }
 JSON
+  if asks_forebay "$2"; then
+    client_config docker "$1/written" "$2"
+    cp "$file" "$1/daemon.json"
+  else
+    jq --arg mirror "http://127.0.0.1:$2" '.["registry-mirrors"] = [$mirror]' "$file" >"$1/daemon.json"
+  fi
   mkdir -p "$1/client"
   spawn "${1##*/}" dockerd --config-file "$1/daemon.json"
   wait_for "${1##*/}" docker_do "$1" 30 version

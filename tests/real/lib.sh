@@ -54,7 +54,11 @@ show_end() { # show_end LOG
   tail -n 15 "$1" | sed 's/^/         | /'
 }
 
-skip() { # skip AREA TEXT REASON: a failure where nothing may be skipped
+skip() { # skip AREA TEXT REASON: a tool is missing; a failure where all have to be there
+  if ((REQUIRE_TOOLS)); then report failed "$1" "$2: $3"; else report skipped "$1" "$2: $3"; fi
+}
+
+cannot() { # cannot AREA TEXT REASON: the machine does not let a tool work; a failure only where that was asked for
   if ((REQUIRE_ALL)); then report failed "$1" "$2: $3"; else report skipped "$1" "$2: $3"; fi
 }
 
@@ -183,6 +187,19 @@ free_port() {
     }
   done
   fail 'no free port found'
+}
+
+# ---- client configuration -----------------------------------------------------------------------------------------
+
+# Engines in front of forebay use what forebay writes for them; in front of anything else, what is written here by hand.
+asks_forebay() { [[ ${FOREBAY_PORT:-none} == "$1" ]]; } # asks_forebay PORT
+
+client_config() { # client_config ENGINE ROOT PORT: writes below ROOT
+  # The registries' own addresses are the proxy too, so a broken mirror can never be hidden by a real registry.
+  printf '[[registry]]\nhost = "%s"\nendpoints = ["http://127.0.0.1:%s"]\n' docker.io "$3" registry.test "$3" >"$2.toml"
+  # shellcheck disable=SC2154 # set by `run`
+  "$binary" client-config "$1" --write --root "$2" --proxy "http://127.0.0.1:$3" --config "$2.toml" \
+    --registry docker.io --registry registry.test
 }
 
 # ---- the upstream -------------------------------------------------------------------------------------------------

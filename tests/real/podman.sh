@@ -4,6 +4,17 @@
 podman_needs() { echo podman runc; }
 
 podman_start() { # podman_start FOLDER PORT
+  if asks_forebay "$2"; then
+    client_config podman "$1/written" "$2"
+    cp "$1/written/etc/containers/registries.conf.d/50-forebay.conf" "$1/registries.conf"
+  else
+    podman_registries "$1" "$2"
+  fi
+  # A bare scratch file system carries no policy of its own.
+  echo '{"default": [{"type": "insecureAcceptAnything"}]}' >"$1/policy.json"
+}
+
+podman_registries() { # podman_registries FOLDER PORT
   cat >"$1/registries.conf" <<TOML
 unqualified-search-registries = []
 [[registry]]
@@ -19,8 +30,6 @@ location = "registry.test"
 location = "127.0.0.1:$2/registry.test"
 insecure = true
 TOML
-  # A bare scratch file system carries no policy of its own.
-  echo '{"default": [{"type": "insecureAcceptAnything"}]}' >"$1/policy.json"
 }
 
 podman_do() { # podman_do FOLDER ARGUMENT...

@@ -116,8 +116,9 @@ enum Broken {
 pub(super) async fn run(inner: Arc<Inner>, repository: Repository, digest: Digest, permit: Permit<FillKey, Opened>) {
     // In this order: the gauge still counts it when the flight leaves the table.
     let (_in_flight, permit) = (InFlight::new(inner.metrics.clone()), permit);
+    let limits = inner.limits();
     let opening = async {
-        let slots = (inner.slots_of(&repository.registry).acquire().await, inner.fill_slots.acquire().await);
+        let slots = (limits.slots_of(&repository.registry).acquire().await, limits.fill_slots.acquire().await);
         (slots, open(&inner, &repository, &digest).await)
     };
     let Some((_slots, opened)) = inner.stop.run_until_cancelled(opening).await else { return };
@@ -190,7 +191,7 @@ impl Fill<'_> {
             brought_bytes: AtomicU64::new(0),
             provenance: Provenance::new(&first),
         };
-        let policy = self.inner.fill_policies.get(&self.repository.registry).copied().unwrap_or_default();
+        let policy = self.inner.limits().policy(&self.repository.registry);
         let stop = self.inner.stop.clone();
         Conductor::new(plan, spool, stop, policy.lanes_per_blob, policy.parks_deserted).download(first).await
     }
@@ -215,6 +216,7 @@ impl Fill<'_> {
             self.inner.metrics.fill_failure("store");
             tracing::error!(digest = %self.digest, %error, "verified content could not be kept");
         }
+        self.inner.closed.invalidate(self.repository);
     }
 
     /// Ends it for its readers, and keeps what can be used again.
@@ -233,7 +235,9 @@ impl Fill<'_> {
                 self.inner.unkept.insert(*digest, Instant::now() + UNKEPT_FOR);
                 spool.fail(ReadError::Unkept);
             }
-            Broken::Upstream(_) | Broken::Deserted | Broken::Stopped => {
+            // Whoever came since that was found goes on alone.
+            Broken::Deserted => self.inner.store.park(spool, digest, repository, ReadError::Unkept).await,
+            Broken::Upstream(_) | Broken::Stopped => {
                 let error = ReadError::Failed(broken.to_string().into());
                 self.inner.store.park(spool, digest, repository, error).await;
             }

@@ -4,11 +4,14 @@
 use std::fs;
 use std::fs::File;
 use std::io;
+use std::io::Write;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
+
+use rustix::fs::StatVfsMountFlags;
 
 use crate::oci::Digest;
 use crate::oci::Repository;
@@ -18,12 +21,21 @@ use crate::store::Timestamp;
 
 use super::layout::ALGORITHMS;
 use super::layout::Layout;
+use super::quarantine;
+use super::quarantine::Removal;
+use super::records::Records;
+use super::seal;
+
+/// More than a page, so that a full disk shows.
+const PROBE_BYTES: usize = 64 * 1024;
 
 /// The store's directory, locked. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct FsEngine {
     layout: Layout,
     serial: Arc<AtomicU64>,
+    /// Whether the file system keeps seals.
+    has_seals: bool,
     /// Held for its lock: one process a directory.
     _lock: Arc<File>,
 }
@@ -58,7 +70,13 @@ impl FsEngine {
         for directory in [layout.spools(), layout.algorithm(ALGORITHMS[0]), layout.algorithm(ALGORITHMS[1])] {
             fs::create_dir_all(&directory).map_err(refused(&directory))?;
         }
-        Ok(Self { layout, serial: Arc::default(), _lock: Arc::new(lock) })
+        let has_seals = seal::works_on(&lock);
+        if !has_seals {
+            tracing::warn!(
+                "the file system keeps no fractions of a second: a file changed in place is not noticed at once"
+            );
+        }
+        Ok(Self { layout, serial: Arc::default(), has_seals, _lock: Arc::new(lock) })
     }
 
     /// A new spool for content that will have this digest, fetched from this repository.
@@ -73,6 +91,10 @@ impl FsEngine {
         self.layout.spool(digest, owner, self.serial.fetch_add(1, Ordering::Relaxed))
     }
 
+    pub(super) fn has_seals(&self) -> bool {
+        self.has_seals
+    }
+
     pub(super) fn layout(&self) -> &Layout {
         &self.layout
     }
@@ -83,6 +105,9 @@ impl FsEngine {
         let is_new = !directory.is_dir();
         if is_new {
             fs::create_dir_all(&directory)?;
+        }
+        if self.has_seals {
+            seal::seal(&spool.file)?;
         }
         spool.file.sync_all()?;
         fs::rename(&spool.path, self.layout.blob(proof.digest()))?;
@@ -112,6 +137,32 @@ impl FsEngine {
         ignore_absent(fs::remove_file(self.layout.blob(digest)))
     }
 
+    /// Moves a rotten blob out of the way, if the file of that name still is this one.
+    pub(crate) fn quarantine(&self, digest: &Digest, rotten: &File) -> io::Result<Removal> {
+        quarantine::put(&self.layout, digest, rotten)
+    }
+
+    /// Bounds the quarantine: how many bytes are in it.
+    pub(crate) fn sweep_quarantine(&self, limit_bytes: u64) -> io::Result<u64> {
+        quarantine::sweep(&self.layout, limit_bytes)
+    }
+
+    /// Whether the disk takes what is written: writes, syncs and removes a small file.
+    pub(crate) fn probe(&self) -> io::Result<()> {
+        let path = self.layout.probe();
+        let written = File::create(&path).and_then(|mut file| {
+            file.write_all(&[0; PROBE_BYTES])?;
+            file.sync_all()
+        });
+        let removed = ignore_absent(fs::remove_file(&path));
+        written.and(removed)
+    }
+
+    /// Whether the file system is mounted read-only.
+    pub(crate) fn is_read_only(&self) -> bool {
+        rustix::fs::statvfs(self.layout.root()).is_ok_and(|stat| stat.f_flag.contains(StatVfsMountFlags::RDONLY))
+    }
+
     /// Calls `each` for every published blob. Files that are none are left alone.
     pub(crate) fn list(&self, mut each: impl FnMut(Listed)) -> io::Result<()> {
         for algorithm in ALGORITHMS {
@@ -137,6 +188,16 @@ impl FsEngine {
     pub(crate) fn disk(&self) -> io::Result<(u64, u64)> {
         let stat = rustix::fs::statvfs(self.layout.root())?;
         Ok((stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize))
+    }
+
+    /// The pins.
+    pub(crate) fn pin_records(&self) -> io::Result<Records> {
+        Records::open(self.layout.pins())
+    }
+
+    /// What background work remembers.
+    pub(crate) fn state_records(&self) -> io::Result<Records> {
+        Records::open(self.layout.state())
     }
 
     /// The index's directory.
@@ -181,7 +242,7 @@ fn take_lock(layout: &Layout) -> Result<File, OpenError> {
     }
 }
 
-fn sync_directory(path: &Path) -> io::Result<()> {
+pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 

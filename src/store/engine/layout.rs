@@ -94,6 +94,24 @@ impl Layout {
         self.spools().join(format!("{stem}.{PARKED}"))
     }
 
+    pub(super) fn pins(&self) -> PathBuf {
+        self.root.join("pins")
+    }
+
+    pub(super) fn quarantine(&self) -> PathBuf {
+        self.root.join("quarantine")
+    }
+
+    /// Where something written tells whether the disk takes it.
+    pub(super) fn probe(&self) -> PathBuf {
+        self.spools().join("probe")
+    }
+
+    /// What background work remembers over a restart.
+    pub(super) fn state(&self) -> PathBuf {
+        self.root.join("state")
+    }
+
     pub(super) fn index(&self) -> PathBuf {
         self.root.join("index")
     }

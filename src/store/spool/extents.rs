@@ -49,6 +49,11 @@ impl Extents {
         }
     }
 
+    /// How many bytes are present.
+    pub(super) fn total_bytes(&self) -> u64 {
+        self.0.iter().map(|(start, end)| end - start).sum()
+    }
+
     /// The first absent bytes at or after `position`: where they start, and where the next present extent does.
     pub(super) fn gap(&self, position: u64) -> (u64, Option<u64>) {
         let start = self.end_of_run(position);

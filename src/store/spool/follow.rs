@@ -39,6 +39,16 @@ impl Growing {
         self.shared.progress.borrow().size_bytes
     }
 
+    /// How much of it is there.
+    pub fn present_bytes(&self) -> u64 {
+        self.shared.progress.borrow().extents.total_bytes()
+    }
+
+    /// How many readers there are.
+    pub fn readers(&self) -> usize {
+        self.shared.wants.readers()
+    }
+
     /// A reader of one part, or of the whole.
     pub fn read(&self, range: Option<ByteRange>) -> Reader {
         let size_bytes = self.size_bytes();

@@ -66,7 +66,7 @@ impl Shared {
         let all_is_news = news.len() == 1 && news[0] == (start..end);
         for range in news {
             let part = cut(&mut batch, range.start - start, range.end - start);
-            write_all_at(&self.file, &part, range.start).map_err(BeginError::from)?;
+            write_all_at(&self.file, &part, range.start).map_err(|error| self.refused(error))?;
             if let Some(reservation) = self.reservation().as_mut() {
                 reservation.wrote(range.end - range.start);
             }
@@ -78,6 +78,13 @@ impl Shared {
         }
         self.hash_present(&mut cursor, CATCH_UP_BYTES).map_err(BeginError::from)?;
         Ok(end)
+    }
+
+    fn refused(&self, error: io::Error) -> BeginError {
+        if let Some(reservation) = self.reservation().as_ref() {
+            reservation.space().health().write_failed(&error);
+        }
+        error.into()
     }
 
     /// Content of unknown length reserves as it comes.

@@ -15,14 +15,22 @@ use http::StatusCode;
 use http::header::ACCEPT;
 use http::header::ACCEPT_ENCODING;
 use http::header::AUTHORIZATION;
+use http::header::CONTENT_TYPE;
 use moka::ops::compute::Op;
 use moka::sync::Cache;
 use serde::Deserialize;
 use url::Url;
+use url::form_urlencoded::Serializer;
 
+use super::login::Account;
+use super::login::Proof;
+use crate::upstream::Identity;
+use crate::upstream::Secret;
 use crate::upstream::error::Error;
 use crate::upstream::redirect;
 use crate::upstream::retry;
+use crate::upstream::status::TokenStatus;
+use crate::upstream::status::millis;
 use crate::upstream::wire::Wire;
 
 /// Most tokens kept of one registry; one repository needs one.
@@ -31,17 +39,20 @@ const MAX_TOKEN_REPLY_BYTES: usize = 256 * 1024;
 /// What the token specification says when `expires_in` is missing.
 const DEFAULT_LIFE: Duration = Duration::from_secs(60);
 const LONGEST_LIFE: Duration = Duration::from_secs(24 * 3600);
+/// Our name at token services.
+const CLIENT_ID: &str = "forebay";
 /// The share of its life after which a token is renewed.
 const RENEW_AT: f64 = 0.9;
 
-/// Everything a token depends on. The account is one per registry, so whether it was used is enough.
+/// Everything a token depends on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct TokenRequest {
     pub(super) realm: Url,
     pub(super) service: Option<String>,
     /// Sorted.
     pub(super) scopes: Vec<String>,
-    pub(super) with_credentials: bool,
+    /// Whose token it is.
+    pub(super) identity: Identity,
 }
 
 impl TokenRequest {
@@ -60,19 +71,24 @@ impl TokenRequest {
         drop(query);
         url
     }
-}
 
-/// The `Basic` header and user name that go with a request, when the realm may see them.
-#[derive(Clone)]
-pub(super) struct Account {
-    pub(super) username: String,
-    pub(super) basic: HeaderValue,
+    /// The body of the OAuth2 flow (distribution-spec token flow, `POST`): one scope field for all.
+    fn form(&self, refresh_token: &Secret) -> String {
+        let mut form = Serializer::new(String::new());
+        form.append_pair("grant_type", "refresh_token").append_pair("refresh_token", refresh_token.expose());
+        form.append_pair("client_id", CLIENT_ID).append_pair("scope", &self.scopes.join(" "));
+        if let Some(service) = &self.service {
+            form.append_pair("service", service);
+        }
+        form.finish()
+    }
 }
 
 #[derive(Clone)]
 struct Token {
     /// `Bearer …`, marked sensitive.
     header: HeaderValue,
+    got_at: Instant,
     renew_at: Instant,
 }
 
@@ -99,13 +115,31 @@ impl Tokens {
         });
     }
 
+    pub(super) fn forget_all(&self) {
+        self.kept.invalidate_all();
+        self.flights.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// What is kept, for people.
+    pub(super) fn status(&self) -> TokenStatus {
+        let (mut count, now) = (0, Instant::now());
+        let (mut oldest, mut next) = (None, None);
+        for (_, token) in &self.kept {
+            count += 1;
+            oldest = oldest.max(Some(now.saturating_duration_since(token.got_at)));
+            let renewed_in = token.renew_at.saturating_duration_since(now);
+            next = Some(next.map_or(renewed_in, |next: Duration| next.min(renewed_in)));
+        }
+        TokenStatus { count, oldest_age_ms: oldest.map(millis), renewed_in_ms: next.map(millis) }
+    }
+
     /// A token for `request`, and whether it is new: kept, or asked for once for all who wait. `account` is ignored for
     /// an anonymous request.
     pub(super) async fn get(
         &self,
         wire: &Wire,
         request: &TokenRequest,
-        account: Option<&Account>,
+        account: Option<&Arc<Account>>,
     ) -> Result<(HeaderValue, bool), Error> {
         if let Some(token) = self.kept.get(request)
             && Instant::now() < token.renew_at
@@ -117,11 +151,11 @@ impl Tokens {
             match flights.get(request).and_then(WeakShared::upgrade) {
                 Some(flight) => flight,
                 None => {
-                    let account = account.filter(|_| request.with_credentials).cloned();
+                    let account = account.filter(|_| request.identity != Identity::Anonymous).cloned();
                     let (kept, wire, request) = (self.kept.clone(), wire.clone(), request.clone());
                     let key = request.clone();
                     let fetch = async move {
-                        let token = fetch(&wire, &request, account.as_ref()).await?;
+                        let token = fetch(&wire, &request, account.as_deref()).await?;
                         kept.insert(request, token.clone());
                         Ok(token)
                     };
@@ -145,14 +179,20 @@ struct Reply {
 }
 
 async fn fetch(wire: &Wire, request: &TokenRequest, account: Option<&Account>) -> Result<Token, Error> {
-    let url = request.url(account.map(|account| account.username.as_str()));
-    let origin = redirect::origin_text(&url);
+    let origin = redirect::origin_text(&request.realm);
     tracing::debug!(registry = %wire.registry(), realm = origin, anonymous = account.is_none(), "asking for a token");
-    let mut asking = wire.meta().get(url).header(ACCEPT, "application/json").header(ACCEPT_ENCODING, "identity");
-    if let Some(account) = account {
-        asking = asking.header(AUTHORIZATION, account.basic.clone());
-    }
+    let asking = match account.map(|account| (account, &account.proof)) {
+        None => wire.meta().get(request.url(None)),
+        Some((account, Proof::Password(basic))) => {
+            wire.meta().get(request.url(Some(&account.username))).header(AUTHORIZATION, basic.clone())
+        }
+        Some((_, Proof::RefreshToken(token))) => {
+            let form = HeaderValue::from_static("application/x-www-form-urlencoded");
+            wire.meta().post(request.realm.clone()).header(CONTENT_TYPE, form).body(request.form(token))
+        }
+    };
     let asked_at = Instant::now();
+    let asking = asking.header(ACCEPT, "application/json").header(ACCEPT_ENCODING, "identity");
     let response = wire.exchange(asking).await?;
     let status = response.status();
     if status != StatusCode::OK {
@@ -170,7 +210,7 @@ async fn fetch(wire: &Wire, request: &TokenRequest, account: Option<&Account>) -
         .expires_in
         .filter(|seconds| *seconds > 0.0)
         .map_or(DEFAULT_LIFE, |seconds| Duration::try_from_secs_f64(seconds).unwrap_or(LONGEST_LIFE).min(LONGEST_LIFE));
-    Ok(Token { header, renew_at: asked_at + life.mul_f64(RENEW_AT) })
+    Ok(Token { header, got_at: asked_at, renew_at: asked_at + life.mul_f64(RENEW_AT) })
 }
 
 fn refused(status: StatusCode, headers: &http::HeaderMap, origin: &str, with_credentials: bool) -> Error {
@@ -198,11 +238,13 @@ mod tests {
             realm: "https://a.example/token".parse().unwrap(),
             service: None,
             scopes: Vec::new(),
-            with_credentials: false,
+            identity: Identity::Anonymous,
         };
         let tokens = Tokens::new();
         let (old, new) = (HeaderValue::from_static("Bearer old"), HeaderValue::from_static("Bearer new"));
-        tokens.kept.insert(request.clone(), Token { header: new.clone(), renew_at: Instant::now() });
+        tokens
+            .kept
+            .insert(request.clone(), Token { header: new.clone(), got_at: Instant::now(), renew_at: Instant::now() });
         tokens.forget(&request, &old);
         assert!(tokens.kept.contains_key(&request));
         tokens.forget(&request, &new);
@@ -215,8 +257,13 @@ mod tests {
             realm: "https://a.example/token?x=1".parse().unwrap(),
             service: Some("reg istry".to_owned()),
             scopes: vec!["repository:a/b:pull".to_owned(), "repository:c:pull".to_owned()],
-            with_credentials: true,
+            identity: Identity::Anonymous,
         };
+        assert_eq!(
+            request.form(&Secret::from("r&t".to_owned())),
+            "grant_type=refresh_token&refresh_token=r%26t&client_id=forebay\
+             &scope=repository%3Aa%2Fb%3Apull+repository%3Ac%3Apull&service=reg+istry"
+        );
         let url = request.url(Some("me"));
         assert_eq!(
             url.query(),

@@ -6,24 +6,34 @@
 
 mod bearer;
 mod challenge;
+mod helper;
+mod login;
 mod realm;
+
+use std::sync::Arc;
+use std::sync::PoisonError;
+use std::sync::RwLock;
 
 use http::HeaderMap;
 use http::HeaderValue;
 use moka::sync::Cache;
 use url::Url;
 
-use self::bearer::Account;
 use self::bearer::TokenRequest;
 use self::bearer::Tokens;
 use self::challenge::Wanted;
+use self::login::Account;
+use self::login::Login;
 use self::realm::Trust;
 use super::Identity;
 use super::error::Error;
 use super::error::SetupError;
+use super::options::Credentials;
 use super::options::RegistryOptions;
 use super::redirect;
+use super::status::TokenStatus;
 use super::wire::Wire;
+use crate::oci::Registry;
 use crate::oci::RepositoryName;
 
 /// Most (endpoint, repository) pairs whose challenge is remembered.
@@ -37,6 +47,15 @@ pub(super) struct Authorization {
     /// Made anew for this very request, so that another 401 is final.
     pub(super) fresh: bool,
     token: Option<TokenRequest>,
+    /// Who we said that we are.
+    account: Option<Arc<Account>>,
+}
+
+impl Authorization {
+    /// Who we said that we are may have changed: the helper that told us can be asked again.
+    pub(super) fn is_renewable(&self) -> bool {
+        self.account.as_ref().is_some_and(|account| account.is_kept)
+    }
 }
 
 /// An anonymous token for the target of a redirect.
@@ -55,8 +74,8 @@ enum Answer {
 
 /// The authentication state of one registry.
 pub(super) struct Auth {
-    account: Option<Account>,
-    identity: Identity,
+    registry: Registry,
+    login: RwLock<Arc<Login>>,
     token_realms: Vec<String>,
     tokens: Tokens,
     /// By endpoint and repository. The token of a redirect's own challenge is not remembered here.
@@ -65,25 +84,35 @@ pub(super) struct Auth {
 
 impl Auth {
     pub(super) fn new(options: &RegistryOptions) -> Result<Self, SetupError> {
-        let bad = || SetupError::BadCredentials { registry: options.registry.clone() };
-        let mut account = None;
-        let mut identity = Identity::Anonymous;
-        if let Some(credentials) = &options.credentials {
-            let username = credentials.username.clone();
-            if username.contains(|c: char| c == ':' || c.is_control()) {
-                return Err(bad());
-            }
-            identity = Identity::Account(format!("{username}@{}", options.registry).into());
-            let basic = basic_header(&username, credentials.password.expose()).ok_or_else(bad)?;
-            account = Some(Account { username, basic });
-        }
         Ok(Self {
-            account,
-            identity,
+            registry: options.registry.clone(),
+            login: RwLock::new(Arc::new(Login::new(&options.registry, options.credentials.as_ref())?)),
             token_realms: options.token_realms.clone(),
             tokens: Tokens::new(),
             remembered: Cache::new(MAX_REMEMBERED),
         })
+    }
+
+    /// Is somebody else from now on.
+    pub(super) fn set_credentials(&self, credentials: Option<Credentials>) -> Result<(), SetupError> {
+        let login = Login::new(&self.registry, credentials.as_ref())?;
+        *self.login.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(login);
+        self.remembered.invalidate_all();
+        self.tokens.forget_all();
+        Ok(())
+    }
+
+    fn login(&self) -> Arc<Login> {
+        self.login.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Who we are where we are asked, as far as known.
+    pub(super) fn identity(&self) -> Identity {
+        self.login().identity()
+    }
+
+    pub(super) fn token_status(&self) -> TokenStatus {
+        self.tokens.status()
     }
 
     /// What worked for this endpoint and repository before. A refusal to renew it is no error: the endpoint will be asked
@@ -113,6 +142,9 @@ impl Auth {
         if let Some(request) = &refused.token {
             self.tokens.forget(request, &refused.header);
         }
+        if let Some(account) = &refused.account {
+            self.login().forget(account);
+        }
     }
 
     /// Answers the 401 of an endpoint of the registry.
@@ -127,13 +159,15 @@ impl Auth {
             Some(Wanted::Basic) => Answer::Basic,
             Some(Wanted::Bearer { realm, service, scope }) => {
                 let (realm, trust) = self.realm(endpoint, &realm)?;
-                if trust == Trust::Foreign && self.account.is_some() {
+                let account = self.login().account().await?;
+                if trust == Trust::Foreign && account.is_some() {
                     return Err(Error::protocol(format!(
                         "the registry sends its users to {} for tokens; the credentials go there only if token_realms names it",
                         redirect::origin_text(&realm)
                     )));
                 }
-                Answer::Bearer(token_request(realm, service, scope, repository, self.account.is_some()))
+                let identity = account.map_or(Identity::Anonymous, |account| account.identity.clone());
+                Answer::Bearer(token_request(realm, service, scope, repository, identity))
             }
             None => {
                 let reason = "the registry answered 401 without a challenge that can be answered".to_owned();
@@ -157,7 +191,7 @@ impl Auth {
             return Ok(None);
         };
         let (realm, _) = self.realm(target, &realm)?;
-        let request = token_request(realm, service, scope, repository, false);
+        let request = token_request(realm, service, scope, repository, Identity::Anonymous);
         let (header, fresh) = self.tokens.get(wire, &request, None).await?;
         Ok(Some(Visitor { header, fresh, request }))
     }
@@ -178,21 +212,44 @@ impl Auth {
     }
 
     async fn authorize(&self, wire: &Wire, answer: &Answer) -> Result<Authorization, Error> {
-        match answer {
+        let (login, request) = match answer {
             Answer::Basic => {
-                let account = self.account.as_ref().ok_or_else(|| Error::Denied {
+                let account = self.login().account().await?.ok_or_else(|| Error::Denied {
                     reason: "the registry wants a user name and password, and none are configured".to_owned(),
                     with_credentials: false,
                 })?;
-                let (header, identity) = (account.basic.clone(), self.identity.clone());
-                Ok(Authorization { header, identity, fresh: true, token: None })
+                let (header, identity) = (account.basic()?, account.identity.clone());
+                return Ok(Authorization {
+                    header,
+                    identity,
+                    fresh: !account.is_kept,
+                    token: None,
+                    account: Some(account),
+                });
             }
-            Answer::Bearer(request) => {
-                let (header, fresh) = self.tokens.get(wire, request, self.account.as_ref()).await?;
-                let identity = if request.with_credentials { self.identity.clone() } else { Identity::Anonymous };
-                Ok(Authorization { header, identity, fresh, token: Some(request.clone()) })
-            }
+            Answer::Bearer(request) if request.identity == Identity::Anonymous => (None, request),
+            Answer::Bearer(request) => (Some(self.login()), request),
+        };
+        let of_request = |account: &Arc<Account>| account.identity == request.identity;
+        let another = || Error::Denied {
+            reason: "the credentials are of somebody else by now".to_owned(),
+            with_credentials: true,
+        };
+        let mut account = match &login {
+            Some(login) => Some(login.account().await?.filter(of_request).ok_or_else(another)?),
+            None => None,
+        };
+        let mut got = self.tokens.get(wire, request, account.as_ref()).await;
+        if let (Err(Error::Denied { .. }), Some(login), Some(kept)) = (&got, &login, &account)
+            && kept.is_kept
+        {
+            login.forget(kept);
+            account = Some(login.account().await?.filter(of_request).ok_or_else(another)?);
+            got = self.tokens.get(wire, request, account.as_ref()).await;
         }
+        let (header, fresh) = got?;
+        let identity = request.identity.clone();
+        Ok(Authorization { header, identity, fresh, token: Some(request.clone()), account })
     }
 }
 
@@ -201,36 +258,12 @@ fn token_request(
     service: Option<String>,
     scope: Option<String>,
     repository: &RepositoryName,
-    with_credentials: bool,
+    identity: Identity,
 ) -> TokenRequest {
     let scope = scope.unwrap_or_else(|| format!("repository:{repository}:pull"));
     let mut scopes: Vec<String> = scope.split_ascii_whitespace().map(str::to_owned).collect();
     scopes.sort_unstable();
-    TokenRequest { realm, service, scopes, with_credentials }
-}
-
-/// RFC 7617.
-fn basic_header(username: &str, password: &str) -> Option<HeaderValue> {
-    let mut header =
-        HeaderValue::try_from(format!("Basic {}", base64(format!("{username}:{password}").as_bytes()))).ok()?;
-    header.set_sensitive(true);
-    Some(header)
-}
-
-/// RFC 4648 section 4, with padding.
-fn base64(bytes: &[u8]) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for group in bytes.chunks(3) {
-        let byte = |at: usize| u32::from(group.get(at).copied().unwrap_or(0));
-        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
-        for at in 0..4 {
-            let index = (bits >> (18 - 6 * at)) & 63;
-            let digit = if at <= group.len() { ALPHABET[index as usize] } else { b'=' };
-            text.push(char::from(digit));
-        }
-    }
-    text
+    TokenRequest { realm, service, scopes, identity }
 }
 
 #[cfg(test)]
@@ -238,28 +271,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn base64_vectors() {
-        for (plain, coded) in
-            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg=="), ("foobar", "Zm9vYmFy")]
-        {
-            assert_eq!(base64(plain.as_bytes()), coded);
-        }
-        assert_eq!(base64(&[0xfb, 0xff, 0xfe]), "+//+");
-    }
-
-    #[test]
-    fn headers_do_not_print() {
-        let header = basic_header("me", "hunter2").unwrap();
-        assert!(!format!("{header:?}").contains(&base64(b"me:hunter2")));
-    }
-
-    #[test]
     fn scopes_are_sorted_and_default_to_pull() {
         let realm: Url = "https://a.example".parse().unwrap();
         let name = "a/b".parse().unwrap();
-        let request =
-            token_request(realm.clone(), None, Some("repository:z:pull  repository:a:pull".into()), &name, false);
+        let request = token_request(
+            realm.clone(),
+            None,
+            Some("repository:z:pull  repository:a:pull".into()),
+            &name,
+            Identity::Anonymous,
+        );
         assert_eq!(request.scopes, ["repository:a:pull", "repository:z:pull"]);
-        assert_eq!(token_request(realm, None, None, &name, false).scopes, ["repository:a/b:pull"]);
+        assert_eq!(token_request(realm, None, None, &name, Identity::Anonymous).scopes, ["repository:a/b:pull"]);
     }
 }

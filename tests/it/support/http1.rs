@@ -84,6 +84,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         }
     }
 
+    /// So many bytes.
+    pub(crate) async fn bytes(&mut self, count: usize) -> io::Result<Vec<u8>> {
+        while self.read_ahead.len() < count {
+            if self.fill().await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        Ok(self.read_ahead.split_to(count).to_vec())
+    }
+
     /// First line and header fields of the next message; `None` when the peer closed before it.
     pub(crate) async fn head(&mut self) -> io::Result<Option<(String, Headers)>> {
         if self.read_ahead.is_empty() && self.fill().await? == 0 {

@@ -65,6 +65,7 @@ pub(crate) struct Setup {
     environment: Vec<(String, String)>,
     arguments: Vec<String>,
     file_limit: bool,
+    is_powerless: bool,
 }
 
 impl Setup {
@@ -76,6 +77,7 @@ impl Setup {
             environment: Vec::new(),
             arguments: Vec::new(),
             file_limit: false,
+            is_powerless: false,
         };
         let setup = setup
             .set("server", "listen", vec!["127.0.0.1:0"])
@@ -122,6 +124,12 @@ impl Setup {
         self
     }
 
+    /// Permissions hold for the process, also when the tests are run by root.
+    pub(crate) fn powerless(mut self) -> Self {
+        self.is_powerless = true;
+        self
+    }
+
     /// The configuration file.
     pub(crate) fn text(&self) -> String {
         let mut document = self.document.clone();
@@ -161,7 +169,11 @@ impl Setup {
         let data = home.join("data").to_str().expect("a plain path").to_owned();
         let complete = if has_path { self.clone() } else { self.clone().set("storage", "path", data) };
         std::fs::write(&file, complete.text()).unwrap();
-        let mut command = if self.file_limit { program_without_file_signal() } else { program() };
+        let mut command = match (self.file_limit, self.is_powerless) {
+            (true, _) => program_without_file_signal(),
+            (_, true) => program_without_capabilities(),
+            _ => program(),
+        };
         command.arg("serve").arg("--config").arg(file).args(&self.arguments);
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
@@ -178,6 +190,16 @@ fn program_without_file_signal() -> Command {
     let mut shell = Command::new("/bin/sh");
     shell.args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\"", PROGRAM]);
     in_clean_environment(shell)
+}
+
+/// What root may do beyond its own files is left behind; for others nothing changes.
+fn program_without_capabilities() -> Command {
+    if !rustix::process::geteuid().is_root() {
+        return program();
+    }
+    let mut powers = Command::new("/usr/bin/setpriv");
+    powers.args(["--bounding-set", "-all", "--inh-caps", "-all", PROGRAM]);
+    in_clean_environment(powers)
 }
 
 fn in_clean_environment(mut command: Command) -> Command {
@@ -269,8 +291,30 @@ impl Proxy {
         Setup::new(&[Registry::new(REGISTRY, &upstream.url())])
     }
 
+    /// The file of a blob.
+    pub(crate) fn blob_file(&self, digest: &str) -> PathBuf {
+        let (algorithm, hex) = digest.split_once(':').expect("a digest");
+        self.data().join("blobs").join(algorithm).join(&hex[..2]).join(hex)
+    }
+
+    /// Waits until `/readyz` says a text with this in it.
+    pub(crate) async fn wait_readiness(&self, part: &str) {
+        within(PATIENCE, async {
+            loop {
+                let reply = self.admin("/readyz").await;
+                assert_eq!(reply.status, 200, "it can still pass through");
+                if reply.text().contains(part) {
+                    return;
+                }
+                tokio::time::sleep(GLANCE).await;
+            }
+        })
+        .await;
+    }
+
     pub(crate) fn data(&self) -> PathBuf {
-        self.home.path().join("data")
+        let path = self.setup.document.get("storage").and_then(|storage| storage.get("path"));
+        path.and_then(toml::Value::as_str).map_or_else(|| self.home.path().join("data"), PathBuf::from)
     }
 
     pub(crate) async fn get(&self, target: &str) -> Reply {
@@ -323,6 +367,20 @@ impl Proxy {
             loop {
                 let reply = self.get(target).await;
                 if reply.status == 200 && reply.is_complete() && reply.outcome() == "hit" {
+                    return reply;
+                }
+                tokio::time::sleep(GLANCE).await;
+            }
+        })
+        .await
+    }
+
+    /// Gets the target until it comes from the store, whether the upstream was asked or not.
+    pub(crate) async fn get_until_stored(&self, target: &str) -> Reply {
+        within(PATIENCE, async {
+            loop {
+                let reply = self.get(target).await;
+                if reply.status == 200 && reply.is_complete() && !reply.outcome().starts_with("fwd=miss") {
                     return reply;
                 }
                 tokio::time::sleep(GLANCE).await;
@@ -462,10 +520,15 @@ impl Proxy {
     }
 
     /// Ends the process in good order, if it still runs, and starts another on the same data.
-    pub(crate) async fn restart(mut self) -> Self {
+    pub(crate) async fn restart(self) -> Self {
+        self.restart_with(|setup| setup).await
+    }
+
+    /// The same with another configuration.
+    pub(crate) async fn restart_with(mut self, change: impl FnOnce(Setup) -> Setup) -> Self {
         if self.child.try_wait().unwrap().is_none() {
             assert_eq!(self.terminate().await, Some(0), "{}", self.log.text());
         }
-        self.setup.clone().start_in(self.home.clone()).await
+        change(self.setup.clone()).start_in(self.home.clone()).await
     }
 }

@@ -44,6 +44,7 @@ pub(crate) struct Seen {
     pub(crate) path: String,
     pub(crate) query: String,
     pub(crate) headers: Headers,
+    pub(crate) body: Vec<u8>,
     /// 0 until the answer begins.
     pub(crate) status: u16,
     pub(crate) body_bytes: usize,

@@ -36,6 +36,8 @@ pub(crate) struct TokenServer {
     pub(crate) realm_for_bad_token: Option<String>,
     /// Who gets a token; absent: everybody, without credentials.
     pub(crate) credentials: Option<(&'static str, &'static str)>,
+    /// Who posts this gets a token, and nobody else.
+    pub(crate) refresh_token: Option<&'static str>,
     pub(crate) field: TokenField,
     pub(crate) expires_in: Option<u64>,
     /// Field values of the challenge, with `{realm}` and `{scope}` filled in.
@@ -48,6 +50,7 @@ impl Default for TokenServer {
             realm: None,
             realm_for_bad_token: None,
             credentials: None,
+            refresh_token: None,
             field: TokenField::Both,
             expires_in: Some(300),
             challenges: vec![r#"Bearer realm="{realm}",service="scripted",scope="{scope}""#],
@@ -74,12 +77,23 @@ pub(crate) fn basic(user: &str, password: &str) -> String {
     format!("Basic {}", base64(format!("{user}:{password}").as_bytes()))
 }
 
-/// `GET /token`.
+/// `GET /token`, or `POST` with a form.
 pub(crate) fn token(state: &mut State, seen: &Seen) -> Answer {
     let Auth::Bearer(server) = &state.auth else {
         return Answer::error(404, "UNSUPPORTED");
     };
     let given = seen.headers.get("Authorization");
+    let fields = if seen.method == "POST" { &seen.body[..] } else { seen.query.as_bytes() };
+    let values = |name: &str| -> Vec<String> {
+        form_urlencoded::parse(fields).filter(|(key, _)| key == name).map(|(_, value)| value.into_owned()).collect()
+    };
+    if let Some(wanted) = server.refresh_token {
+        let is_flow =
+            seen.method == "POST" && values("grant_type") == ["refresh_token"] && !values("client_id").is_empty();
+        if !is_flow || values("refresh_token") != [wanted] || given.is_some() {
+            return Answer::error(401, "UNAUTHORIZED");
+        }
+    }
     match server.credentials {
         Some((user, password)) if given != Some(&basic(user, password)) => {
             return Answer::error(401, "UNAUTHORIZED");
@@ -87,10 +101,7 @@ pub(crate) fn token(state: &mut State, seen: &Seen) -> Answer {
         None if given.is_some() => return Answer::error(401, "UNAUTHORIZED"),
         _ => {}
     }
-    let scopes: Vec<String> = form_urlencoded::parse(seen.query.as_bytes())
-        .filter(|(key, _)| key == "scope")
-        .map(|(_, value)| value.into_owned())
-        .collect();
+    let scopes = values("scope");
     if scopes.is_empty() {
         return Answer::error(400, "UNSUPPORTED");
     }

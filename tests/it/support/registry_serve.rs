@@ -94,12 +94,15 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(shared: &Shared, site: Site, s
         let mut words = first.split(' ');
         let (Some(method), Some(target)) = (words.next(), words.next()) else { return };
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
+        let length = headers.get("Content-Length").and_then(|value| value.parse().ok()).unwrap_or(0);
+        let Ok(body) = wire.bytes(length).await else { return };
         let seen = Seen {
             site,
             method: method.to_owned(),
             path: path.to_owned(),
             query: query.to_owned(),
             headers,
+            body,
             status: 0,
             body_bytes: 0,
             finished: false,

@@ -1,0 +1,224 @@
+//! The images that are here: tags and manifests of the store, joined with what they name.
+//!
+//! Content never changes under its digest, so what a document names is read once and remembered. Looking at an image
+//! uses nothing of it: eviction goes on as if nobody had looked.
+
+use std::collections::HashMap;
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+
+use crate::oci::Digest;
+use crate::oci::MAX_MANIFEST_BYTES;
+use crate::oci::Outline;
+use crate::oci::Platform;
+use crate::oci::Reference;
+use crate::oci::Repository;
+use crate::oci::outline;
+use crate::oci::platform_of;
+use crate::store::Inventory;
+use crate::store::Known;
+use crate::store::PinTarget;
+use crate::store::Store;
+
+use super::api::Image;
+use super::api::ImageState;
+use super::api::rfc3339;
+
+/// Most documents whose outline is remembered.
+const MAX_OUTLINES: usize = 50_000;
+/// Longest configuration of an image that is read.
+const MAX_CONFIG_BYTES: u64 = 1024 * 1024;
+
+/// What documents name, by their digests.
+#[derive(Default)]
+pub(super) struct Outlines(Mutex<HashMap<Digest, Arc<Read>>>);
+
+/// A document that was read.
+struct Read {
+    outline: Outline,
+    /// Of an image: as its configuration says, where that is here.
+    platform: Option<Platform>,
+}
+
+/// One image before it is compared with the others.
+struct Found {
+    image: Image,
+    contents: HashSet<Digest>,
+}
+
+/// All images, in order of registry, repository and tag.
+pub(super) async fn list(store: &Store, outlines: &Outlines) -> Vec<Image> {
+    let pins: HashSet<PinTarget> = store.pins().iter().map(|pin| pin.target.clone()).collect();
+    let is_pinned = |repository: &Repository, reference: Reference, digest: &Digest| {
+        pins.contains(&PinTarget::Content(*digest))
+            || pins.contains(&PinTarget::Image(repository.clone(), Reference::Digest(*digest)))
+            || pins.contains(&PinTarget::Image(repository.clone(), reference))
+    };
+    let inventory = store.inventory().await;
+    let read = outlines.read(store, &inventory).await;
+    let members: HashSet<Digest> =
+        read.values().flat_map(|read| read.outline.members.iter().map(|member| member.digest)).collect();
+    let mut found = Vec::new();
+    let mut tagged = HashSet::new();
+    for (repository, tag, record) in &inventory.tags {
+        tagged.insert((repository.clone(), record.digest));
+        let mut image = assemble(&inventory, &read, repository, &record.digest);
+        image.image.tag = Some(tag.to_string());
+        image.image.checked_at = Some(rfc3339(record.checked_at));
+        image.image.pinned = is_pinned(repository, Reference::Tag(tag.clone()), &record.digest);
+        found.push(image);
+    }
+    for (digest, known) in inventory.contents.iter().filter(|(digest, _)| read.contains_key(*digest)) {
+        for repository in &known.repositories {
+            if !members.contains(digest) && !tagged.contains(&(repository.clone(), *digest)) {
+                let mut image = assemble(&inventory, &read, repository, digest);
+                image.image.pinned = is_pinned(repository, Reference::Digest(*digest), digest);
+                found.push(image);
+            }
+        }
+    }
+    share(&inventory, &mut found);
+    let mut images: Vec<Image> = found.into_iter().map(|found| found.image).collect();
+    images.sort_by(|a, b| key(a).cmp(&key(b)));
+    images
+}
+
+fn key(image: &Image) -> (&str, &str, Option<&str>, &str) {
+    (&image.registry, &image.repository, image.tag.as_deref(), &image.digest)
+}
+
+fn assemble(
+    inventory: &Inventory,
+    read: &HashMap<Digest, Arc<Read>>,
+    repository: &Repository,
+    digest: &Digest,
+) -> Found {
+    let known = inventory.contents.get(digest);
+    let mut parts = Parts { inventory, read, contents: HashSet::new(), platforms: Vec::new() };
+    let is_complete = parts.add(digest, None);
+    let state = match known {
+        None => ImageState::Evicted,
+        Some(_) if is_complete => ImageState::Complete,
+        Some(_) => ImageState::Partial,
+    };
+    let here = |digest: &Digest| inventory.contents.get(digest);
+    let mut platforms: Vec<String> = parts.platforms.iter().map(Platform::to_string).collect();
+    platforms.sort();
+    platforms.dedup();
+    let image = Image {
+        registry: repository.registry.to_string(),
+        repository: repository.name.to_string(),
+        tag: None,
+        digest: digest.to_string(),
+        media_type: known.and_then(|known| known.media_type.as_ref()).map(|media_type| media_type.as_str().to_owned()),
+        platforms,
+        size_bytes: parts.contents.iter().filter_map(here).map(|known| known.size_bytes).sum(),
+        shared_bytes: 0,
+        last_used: parts.contents.iter().filter_map(here).map(|known| known.used_at).max().map(rfc3339),
+        checked_at: None,
+        pinned: false,
+        state,
+    };
+    Found { image, contents: parts.contents }
+}
+
+/// What is here of an image, followed from its root.
+struct Parts<'a> {
+    inventory: &'a Inventory,
+    read: &'a HashMap<Digest, Arc<Read>>,
+    contents: HashSet<Digest>,
+    platforms: Vec<Platform>,
+}
+
+impl Parts<'_> {
+    /// Whether this document can be pulled: an image with all its blobs, or an index with such an image in it.
+    fn add(&mut self, digest: &Digest, platform: Option<&Platform>) -> bool {
+        if !self.inventory.contents.contains_key(digest) || !self.contents.insert(*digest) {
+            return false;
+        }
+        let Some(read) = self.read.get(digest).cloned() else { return false };
+        let mut has_member = false;
+        for member in &read.outline.members {
+            has_member |= self.add(&member.digest, member.platform.as_ref());
+        }
+        let blobs = read.outline.config.iter().chain(&read.outline.layers);
+        let mut is_whole = true;
+        for (blob, _) in blobs {
+            let is_here = self.inventory.contents.contains_key(blob);
+            is_whole &= is_here;
+            if is_here {
+                self.contents.insert(*blob);
+            }
+        }
+        let is_image = read.outline.members.is_empty();
+        if is_image && is_whole {
+            self.platforms.extend(platform.or(read.platform.as_ref()).cloned());
+        }
+        if is_image { is_whole } else { has_member }
+    }
+}
+
+/// Counts in each image what others use too. Two tags of one digest are the same image twice, and share all of it.
+fn share(inventory: &Inventory, found: &mut [Found]) {
+    let mut users: HashMap<Digest, u32> = HashMap::new();
+    for digest in found.iter().flat_map(|found| &found.contents) {
+        *users.entry(*digest).or_default() += 1;
+    }
+    for found in found {
+        let shared = found.contents.iter().filter(|digest| users.get(*digest).is_some_and(|&users| users > 1));
+        let sizes = shared.filter_map(|digest| inventory.contents.get(digest)).map(|known| known.size_bytes);
+        found.image.shared_bytes = sizes.sum();
+    }
+}
+
+impl Outlines {
+    /// What every document that is here names.
+    async fn read(&self, store: &Store, inventory: &Inventory) -> HashMap<Digest, Arc<Read>> {
+        let mut all = HashMap::new();
+        for digest in inventory.contents.iter().filter(|(_, known)| is_document(known)).map(|(digest, _)| digest) {
+            let remembered = self.lock().get(digest).cloned();
+            let read = match remembered {
+                Some(read) => Some(read),
+                None => self.read_one(store, digest).await,
+            };
+            all.extend(read.map(|read| (*digest, read)));
+        }
+        all
+    }
+
+    async fn read_one(&self, store: &Store, digest: &Digest) -> Option<Arc<Read>> {
+        let document = store.peek(digest, MAX_MANIFEST_BYTES as u64).await?;
+        let outline = outline(&document);
+        let config = match &outline.config {
+            Some((config, _)) => store.peek(config, MAX_CONFIG_BYTES).await,
+            None => None,
+        };
+        // A configuration that is yet to come is read when it is here.
+        let is_final = outline.config.is_none() || config.is_some();
+        let platform = config.and_then(|config| platform_of(&config));
+        let read = Arc::new(Read { outline, platform });
+        if is_final {
+            let mut remembered = self.lock();
+            if remembered.len() >= MAX_OUTLINES {
+                remembered.clear();
+            }
+            remembered.insert(*digest, read.clone());
+        }
+        Some(read)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, Arc<Read>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn is_document(known: &Known) -> bool {
+    known.media_type.as_ref().is_some_and(|media_type| media_type.is_index() || media_type.is_image())
+}
+
+/// When content was used, for sorting: what was never used comes first.
+pub(super) fn used_at(image: &Image) -> &str {
+    image.last_used.as_deref().unwrap_or_default()
+}
