@@ -180,6 +180,8 @@ async fn an_image_is_explained_pinned_and_purged() {
     assert_eq!(command(&proxy, &["unpin", name]).await.status.code(), Some(1));
     assert_eq!(printed(&proxy, &["pins"]).await, "nothing is pinned\n");
 
+    // The purge forgot the tag, with its history.
+    printed(&proxy, &["warm", name]).await;
     let second = upstream.image(REPOSITORY, "latest", &[sample(9, 20 * KIB)]);
     printed(&proxy, &["warm", name]).await;
     let history: Value = serde_json::from_str(&printed(&proxy, &["history", name, "--json"]).await).unwrap();
