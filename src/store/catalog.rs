@@ -2,22 +2,12 @@
 //!
 //! Facts live and die with their content: evicting a blob forgets who was granted it.
 
-use std::collections::HashMap;
 use std::collections::HashSet;
-use std::hash::BuildHasher;
-use std::hash::RandomState;
 use std::sync::Arc;
-use std::sync::PoisonError;
-use std::sync::RwLock;
-use std::sync::RwLockReadGuard;
-use std::sync::RwLockWriteGuard;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
-use serde::Deserialize;
-use serde::Serialize;
-
+use crate::oci::Algorithm;
 use crate::oci::Digest;
 use crate::oci::MediaType;
 use crate::oci::Registry;
@@ -26,134 +16,53 @@ use crate::oci::Tag;
 
 use super::Timestamp;
 use super::change::Change;
+use super::confirmed::Confirmed;
+use super::rights::Fact;
+use super::rights::FactSets;
+use super::rights::Facts;
+use super::rights::Grant;
+use super::rights::Standing;
+use super::table;
+use super::table::Known;
+use super::table::LastUse;
+use super::table::Table;
+use super::tags::Moved;
+use super::tags::TagRecord;
+use super::tags::Tags;
 
-const SHARDS: usize = 16;
-/// A use is written to the index when the last written one is that old: what a crash can lose.
-const USE_PRECISION: Duration = Duration::from_secs(60);
-/// Most repositories that one blob is granted to; the oldest grant gives way and is asked for again.
-const MAX_GRANTS: usize = 4096;
-/// Most accounts that one blob is known to have been fetched with.
-const MAX_ACCOUNTS: usize = 64;
+/// Parts of the catalog that are gone through one by one, each under a lock of its own.
+pub(super) const PARTS: usize = 2 * table::SHARDS;
+/// Ages that a search for the least recently used tells apart in one pass.
+const AGES: usize = 1024;
 
-/// Something known about content beside its bytes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Fact {
-    /// As a registry sent it.
-    MediaType(MediaType),
-    /// It was once fetched without credentials.
-    Public,
-    /// It was once fetched from this registry with this account.
-    Account(Registry, Arc<str>),
-    /// This repository may serve it.
-    Grant(Repository),
-    /// The registry said so of this repository, then. Of public content nobody needs to know.
-    Confirmed(Repository, Timestamp),
-}
-
-/// Why a repository may serve some content.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Proof {
-    /// All of it was fetched from there, with this account if with any.
-    Content {
-        /// The account that was used; `None` without credentials.
-        account: Option<Arc<str>>,
-    },
-    /// The registry said so, and its word was enough (see [`super::Store::is_opened_by`]).
-    Confirmed,
-}
-
-/// A right of a repository to serve some content, and what it stands on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Grant {
-    /// The content was once fetched without credentials: the right has no end.
-    pub is_public: bool,
-    /// When the registry last showed that the repository has it; not kept of public content.
-    pub confirmed_at: Option<Timestamp>,
-}
-
-/// How a repository stands to some content.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
-    /// The content is not here.
-    Absent,
-    /// It is here, and the repository may serve it.
-    Granted,
-    /// It is here, but this repository has not shown that it has it.
-    Ungranted,
-}
-
-/// What is known of a tag.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TagRecord {
-    /// Where it points.
-    pub digest: Digest,
-    /// Since when.
-    pub first_seen: Timestamp,
-    /// When the upstream last said so.
-    pub checked_at: Timestamp,
-    /// Where it pointed before, oldest first.
-    #[serde(default)]
-    pub history: Vec<Past>,
-    /// The upstream said, then, that the tag is gone; the rest is what it was before.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub gone_at: Option<Timestamp>,
-    /// Where the upstream says that it points, and is not followed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub refused: Option<Past>,
-}
-
-/// A digest that a tag has pointed to.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Past {
-    /// The digest.
-    pub digest: Digest,
-    /// When the upstream first said so.
-    pub first_seen: Timestamp,
-    /// When it last said so.
-    pub last_seen: Timestamp,
-}
-
-/// What an answer of the upstream did to a tag.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Moved {
-    /// It was unknown.
-    New,
-    /// It points where it pointed.
-    Unchanged,
-    /// It pointed elsewhere.
-    From(Digest),
-}
-
+#[derive(Debug)]
 pub(super) struct Catalog {
-    hasher: RandomState,
-    shards: [RwLock<HashMap<Digest, Entry>>; SHARDS],
-    tags: RwLock<HashMap<Repository, HashMap<Tag, Arc<TagRecord>>>>,
-    repositories: RwLock<HashMap<Repository, RepositoryId>>,
+    /// By SHA-256, and by SHA-512.
+    content: (Table<32>, Table<64>),
+    sets: FactSets,
+    confirmed: Confirmed,
+    tags: Tags,
     stored_bytes: AtomicU64,
     blobs: AtomicU64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct RepositoryId(u32);
-
-pub(super) struct Entry {
-    size_bytes: u64,
-    last_use_ms: AtomicU64,
-    written_use_ms: AtomicU64,
-    media_type: Option<MediaType>,
-    is_public: bool,
-    accounts: Vec<(Registry, Arc<str>)>,
-    grants: Vec<RepositoryId>,
-    confirmed: Vec<(RepositoryId, Timestamp)>,
+/// Calls a method of the table that a digest belongs to.
+macro_rules! table {
+    ($self:ident, $digest:ident, $method:ident $(, $argument:expr)*) => {
+        match $digest {
+            Digest::Sha256(bytes) => $self.content.0.$method(bytes $(, $argument)*),
+            Digest::Sha512(bytes) => $self.content.1.$method(bytes $(, $argument)*),
+        }
+    };
 }
 
 impl Catalog {
     pub(super) fn new() -> Self {
         Self {
-            hasher: RandomState::new(),
-            shards: Default::default(),
-            tags: RwLock::default(),
-            repositories: RwLock::default(),
+            content: (Table::new(), Table::new()),
+            sets: FactSets::new(),
+            confirmed: Confirmed::default(),
+            tags: Tags::default(),
             stored_bytes: AtomicU64::new(0),
             blobs: AtomicU64::new(0),
         }
@@ -162,11 +71,11 @@ impl Catalog {
     // === Content ===
 
     pub(super) fn size_bytes(&self, digest: &Digest) -> Option<u64> {
-        self.read(digest).get(digest).map(|entry| entry.size_bytes)
+        self.get(digest, |known| known.size_bytes)
     }
 
     pub(super) fn media_type(&self, digest: &Digest) -> Option<MediaType> {
-        self.read(digest).get(digest)?.media_type.clone()
+        self.get(digest, |known| known.facts.media_type().cloned())?
     }
 
     pub(super) fn blobs(&self) -> u64 {
@@ -179,69 +88,101 @@ impl Catalog {
 
     /// Adds content with what is known of it, so that nobody finds one without the other; `false` when it was there.
     pub(super) fn insert(&self, digest: &Digest, size_bytes: u64, used_at: Timestamp, facts: &[Fact]) -> bool {
-        let grants: Vec<_> = facts.iter().map(|fact| self.grant_of(fact)).collect();
-        let mut shard = self.write(digest);
-        if shard.contains_key(digest) {
-            return false;
+        let known = Known { size_bytes, last_use: LastUse::new(used_at), facts: self.sets.of(facts) };
+        let is_new = self.put(digest, known);
+        if is_new {
+            self.confirm_all(digest, facts);
         }
-        let mut entry = Entry {
-            size_bytes,
-            last_use_ms: AtomicU64::new(used_at.as_millis()),
-            written_use_ms: AtomicU64::new(used_at.as_millis()),
-            media_type: None,
-            is_public: false,
-            accounts: Vec::new(),
-            grants: Vec::new(),
-            confirmed: Vec::new(),
-        };
-        for (fact, grant) in facts.iter().zip(grants) {
-            entry.learn(fact, grant);
-        }
-        shard.insert(*digest, entry);
-        self.blobs.fetch_add(1, Ordering::Relaxed);
-        self.stored_bytes.fetch_add(size_bytes, Ordering::Relaxed);
-        true
+        is_new
     }
 
-    /// Takes content out: its length, and all that was known of it.
-    pub(super) fn remove(&self, digest: &Digest) -> Option<(u64, Entry)> {
-        let entry = self.write(digest).remove(digest)?;
+    /// Adds content as it was known before; `false` when it was there.
+    pub(super) fn put(&self, digest: &Digest, known: Known) -> bool {
+        let size_bytes = known.size_bytes;
+        let is_new = table!(self, digest, insert, known);
+        if is_new {
+            self.blobs.fetch_add(1, Ordering::Relaxed);
+            self.stored_bytes.fetch_add(size_bytes, Ordering::Relaxed);
+        }
+        is_new
+    }
+
+    /// Makes ready for so many digests that begin as this one does.
+    pub(super) fn reserve(&self, digest: &Digest, more: usize) {
+        table!(self, digest, reserve, more);
+    }
+
+    /// Takes content out, with all that was known of it.
+    pub(super) fn remove(&self, digest: &Digest) -> Option<Known> {
+        let known = table!(self, digest, remove)?;
+        self.confirmed.forget(digest);
         self.blobs.fetch_sub(1, Ordering::Relaxed);
-        self.stored_bytes.fetch_sub(entry.size_bytes, Ordering::Relaxed);
-        Some((entry.size_bytes, entry))
+        self.stored_bytes.fetch_sub(known.size_bytes, Ordering::Relaxed);
+        Some(known)
     }
 
-    /// Undoes a removal.
-    pub(super) fn put_back(&self, digest: &Digest, entry: Entry) {
-        self.blobs.fetch_add(1, Ordering::Relaxed);
-        self.stored_bytes.fetch_add(entry.size_bytes, Ordering::Relaxed);
-        self.write(digest).insert(*digest, entry);
+    /// Looks at what is known of content, under a lock.
+    pub(super) fn get<R>(&self, digest: &Digest, view: impl FnOnce(&Known) -> R) -> Option<R> {
+        table!(self, digest, get, view)
     }
 
-    /// Remembers a use; `true` when the index should be told.
-    pub(super) fn touch(&self, digest: &Digest, now: Timestamp) -> bool {
-        let shard = self.read(digest);
-        let Some(entry) = shard.get(digest) else { return false };
-        entry.last_use_ms.store(now.as_millis(), Ordering::Relaxed);
-        let written = Timestamp::from_millis(entry.written_use_ms.load(Ordering::Relaxed));
-        let is_due = now.since(written) >= USE_PRECISION;
-        if is_due {
-            entry.written_use_ms.store(now.as_millis(), Ordering::Relaxed);
+    /// Remembers a use.
+    pub(super) fn touch(&self, digest: &Digest, now: Timestamp) {
+        self.get(digest, |known| known.last_use.set(now));
+    }
+
+    /// Goes through one of the `PARTS`, under its lock. All parts in turn are all digests in order.
+    pub(super) fn each_in(&self, part: usize, mut each: impl FnMut(Digest, &Known)) {
+        match part.checked_sub(table::SHARDS) {
+            None => self.content.0.each_in(part, |bytes, known| each(Digest::Sha256(*bytes), known)),
+            Some(shard) => self.content.1.each_in(shard, |bytes, known| each(Digest::Sha512(*bytes), known)),
         }
-        is_due
     }
 
-    /// Content to evict, least recently used first, of at least `wanted_bytes` in all where there is so much; none of `kept`.
-    pub(super) fn least_recently_used(&self, wanted_bytes: u64, kept: &HashSet<Digest>) -> Vec<Digest> {
-        let mut all: Vec<(u64, u64, Digest)> = Vec::new();
-        for shard in &self.shards {
-            let shard = shard.read().unwrap_or_else(PoisonError::into_inner);
-            let candidates = shard.iter().filter(|(digest, _)| !kept.contains(digest));
-            all.extend(candidates.map(|(d, e)| (e.last_use_ms.load(Ordering::Relaxed), e.size_bytes, *d)));
+    /// Goes through all content of an algorithm whose digests begin with these 16 bits, in order, under a lock.
+    pub(super) fn each_beginning(&self, algorithm: Algorithm, bits: [u8; 2], mut each: impl FnMut(Digest, &Known)) {
+        match algorithm {
+            Algorithm::Sha256 => {
+                self.content.0.each_beginning(bits, |bytes, known| each(Digest::Sha256(*bytes), known));
+            }
+            Algorithm::Sha512 => {
+                self.content.1.each_beginning(bits, |bytes, known| each(Digest::Sha512(*bytes), known));
+            }
         }
-        all.sort_unstable();
+    }
+
+    /// The digests that are wanted, in order.
+    pub(super) fn digests(&self, is_wanted: impl Fn(&Digest) -> bool) -> Vec<Digest> {
+        let mut found = Vec::new();
+        for part in 0..PARTS {
+            self.each_in(part, |digest, _| {
+                if is_wanted(&digest) {
+                    found.push(digest);
+                }
+            });
+        }
+        found
+    }
+
+    /// Content to evict, least recently used first, none of it `kept`: at least `wanted_bytes` in all where there is so
+    /// much, but `limit` blobs at most.
+    pub(super) fn least_recently_used(&self, wanted_bytes: u64, limit: usize, kept: &HashSet<Digest>) -> Vec<Digest> {
+        let until = self.age_limit(wanted_bytes, limit, kept);
+        let mut old: Vec<(Timestamp, u64, Digest)> = Vec::new();
+        // Many may have been used at one and the same moment.
+        let mut last = 0;
+        for part in 0..PARTS {
+            self.each_in(part, |digest, known| {
+                let at = known.last_use.at();
+                if (at < until || (at == until && last < limit)) && !kept.contains(&digest) {
+                    old.push((at, known.size_bytes, digest));
+                    last += usize::from(at == until);
+                }
+            });
+        }
+        old.sort_unstable();
         let mut found_bytes = 0;
-        let enough = all.iter().take_while(|(_, size_bytes, _)| {
+        let enough = old.iter().take(limit).take_while(|(_, size_bytes, _)| {
             let is_short = found_bytes < wanted_bytes;
             found_bytes += size_bytes;
             is_short
@@ -249,93 +190,159 @@ impl Catalog {
         enough.map(|(_, _, digest)| *digest).collect()
     }
 
-    /// The digests that are wanted, in no order.
-    pub(super) fn digests(&self, is_wanted: impl Fn(&Digest) -> bool) -> Vec<Digest> {
-        let mut found = Vec::new();
-        for shard in &self.shards {
-            let shard = shard.read().unwrap_or_else(PoisonError::into_inner);
-            found.extend(shard.keys().filter(|digest| is_wanted(digest)));
+    /// A moment so that what was last used until then is about as much as is wanted: not less, unless that were more than
+    /// `limit` blobs, and more by few blobs only, unless they were used in one and the same millisecond.
+    fn age_limit(&self, wanted_bytes: u64, limit: usize, kept: &HashSet<Digest>) -> Timestamp {
+        let (mut from, mut to) = (0, u64::MAX >> 1);
+        let (mut older_bytes, mut older_blobs) = (0, 0);
+        loop {
+            let step = (to - from) / AGES as u64 + 1;
+            let mut ages = [(0u64, 0usize); AGES];
+            let age_of = |at: u64| usize::try_from((at - from) / step).unwrap_or(0);
+            for part in 0..PARTS {
+                self.each_in(part, |digest, known| {
+                    let at = known.last_use.at().as_millis();
+                    if (from..=to).contains(&at) && !kept.contains(&digest) {
+                        let age = &mut ages[age_of(at)];
+                        *age = (age.0 + known.size_bytes, age.1 + 1);
+                    }
+                });
+            }
+            let turning = ages.iter().position(|(bytes, blobs)| {
+                let is_enough = older_bytes + bytes >= wanted_bytes || older_blobs + blobs >= limit;
+                if !is_enough {
+                    (older_bytes, older_blobs) = (older_bytes + bytes, older_blobs + blobs);
+                }
+                is_enough
+            });
+            let Some(turning) = turning else { return Timestamp::from_millis(to) };
+            from += step * turning as u64;
+            to = to.min(from + (step - 1));
+            if step == 1 || ages[turning].1 <= limit / 16 {
+                return Timestamp::from_millis(to);
+            }
         }
-        found
     }
 
     // === Rights ===
 
     pub(super) fn standing(&self, repository: &Repository, digest: &Digest) -> Standing {
-        let id = self.repository_id(repository);
-        match self.read(digest).get(digest) {
+        let id = self.sets.repository_id(repository);
+        match self.get(digest, |known| id.is_some_and(|id| known.facts.is_granted_to(id))) {
             None => Standing::Absent,
-            Some(entry) if id.is_some_and(|id| entry.grants.contains(&id)) => Standing::Granted,
-            Some(_) => Standing::Ungranted,
+            Some(true) => Standing::Granted,
+            Some(false) => Standing::Ungranted,
         }
     }
 
+    pub(super) fn is_opened_by(&self, digest: &Digest, registry: &Registry, account: Option<&str>) -> bool {
+        self.get(digest, |known| known.facts.is_opened_by(registry, account)).unwrap_or(false)
+    }
+
     pub(super) fn grant(&self, repository: &Repository, digest: &Digest) -> Option<Grant> {
-        let id = self.repository_id(repository)?;
-        let shard = self.read(digest);
-        let entry = shard.get(digest).filter(|entry| entry.grants.contains(&id))?;
-        let confirmed = entry.confirmed.iter().find(|(known, _)| *known == id);
-        Some(Grant { is_public: entry.is_public, confirmed_at: confirmed.map(|(_, at)| *at) })
+        let id = self.sets.repository_id(repository)?;
+        let is_public =
+            self.get(digest, |known| known.facts.is_granted_to(id).then_some(known.facts.is_public()))??;
+        let confirmed_at = if is_public { None } else { self.confirmed.at(digest, repository) };
+        Some(Grant { is_public, confirmed_at })
     }
 
     /// Takes a right back that does not stand on public content; `false` when there was none.
     pub(super) fn revoke(&self, repository: &Repository, digest: &Digest) -> bool {
-        let Some(id) = self.repository_id(repository) else { return false };
-        self.write(digest).get_mut(digest).is_some_and(|entry| entry.revoke(id))
+        self.grant(repository, digest).is_some_and(|grant| !grant.is_public) && self.purge_grant(digest, repository)
     }
 
     /// Takes back all such rights of a repository: what they were for.
     pub(super) fn revoke_all(&self, repository: &Repository) -> Vec<Digest> {
-        let Some(id) = self.repository_id(repository) else { return Vec::new() };
-        let mut revoked = Vec::new();
-        for shard in &self.shards {
-            let mut shard = shard.write().unwrap_or_else(PoisonError::into_inner);
-            revoked.extend(shard.iter_mut().filter_map(|(digest, entry)| entry.revoke(id).then_some(*digest)));
+        let Some(id) = self.sets.repository_id(repository) else { return Vec::new() };
+        let mut granted = Vec::new();
+        for part in 0..PARTS {
+            self.each_in(part, |digest, known| {
+                if known.facts.is_granted_to(id) && !known.facts.is_public() {
+                    granted.push(digest);
+                }
+            });
         }
-        revoked
-    }
-
-    pub(super) fn is_opened_by(&self, digest: &Digest, registry: &Registry, account: Option<&str>) -> bool {
-        self.read(digest).get(digest).is_some_and(|entry| {
-            let same = |known: &(Registry, Arc<str>)| known.0 == *registry && Some(&*known.1) == account;
-            entry.is_public || entry.accounts.iter().any(same)
-        })
-    }
-
-    /// The facts that a proof amounts to.
-    pub(super) fn facts(repository: &Repository, proof: &Proof, now: Timestamp) -> Vec<Fact> {
-        let (grant, confirmed) = (Fact::Grant(repository.clone()), Fact::Confirmed(repository.clone(), now));
-        match proof {
-            Proof::Confirmed => vec![grant, confirmed],
-            Proof::Content { account: None } => vec![Fact::Public, grant],
-            Proof::Content { account: Some(account) } => {
-                vec![Fact::Account(repository.registry.clone(), account.clone()), grant, confirmed]
-            }
-        }
-    }
-
-    /// Adds a fact; `false` when it was known, or its content is not here.
-    pub(super) fn learn(&self, digest: &Digest, fact: &Fact) -> bool {
-        let grant = self.grant_of(fact);
-        self.write(digest).get_mut(digest).is_some_and(|entry| entry.learn(fact, grant))
+        granted.retain(|digest| self.revoke(repository, digest));
+        granted
     }
 
     /// Takes a right back, also one that stands on public content; `false` when there was none.
     pub(super) fn purge_grant(&self, digest: &Digest, repository: &Repository) -> bool {
-        let Some(id) = self.repository_id(repository) else { return false };
-        self.write(digest).get_mut(digest).is_some_and(|entry| {
-            let before = entry.grants.len();
-            entry.grants.retain(|granted| *granted != id);
-            entry.confirmed.retain(|(granted, _)| *granted != id);
-            entry.grants.len() < before
-        })
+        let Some(id) = self.sets.repository_id(repository) else { return false };
+        let revoke = |known: &mut Known| match self.sets.without(&known.facts, id) {
+            Some(smaller) => {
+                known.facts = smaller;
+                true
+            }
+            None => false,
+        };
+        let is_revoked = table!(self, digest, change, revoke).unwrap_or(false);
+        if is_revoked {
+            self.confirmed.remove(digest, repository);
+        }
+        is_revoked
+    }
+
+    /// Keeps what confirms rights to content that is not public; `false` when none of that is news.
+    fn confirm_all(&self, digest: &Digest, facts: &[Fact]) -> bool {
+        let mut is_news = false;
+        for fact in facts {
+            match fact {
+                Fact::Public => self.confirmed.forget(digest),
+                Fact::Confirmed(repository, at) => {
+                    let is_private = self.grant(repository, digest).is_some_and(|grant| !grant.is_public);
+                    is_news |= is_private && self.confirmed.set(digest, repository, *at);
+                }
+                _ => {}
+            }
+        }
+        is_news
+    }
+
+    /// Adds facts; `false` when they were known, or their content is not here.
+    pub(super) fn learn(&self, digest: &Digest, facts: &[Fact]) -> bool {
+        let is_news = self.learn_set(digest, facts);
+        self.confirm_all(digest, facts) || is_news
+    }
+
+    fn learn_set(&self, digest: &Digest, facts: &[Fact]) -> bool {
+        let learn = |known: &mut Known| match self.sets.with(&known.facts, facts) {
+            Some(larger) => {
+                known.facts = larger;
+                true
+            }
+            None => false,
+        };
+        table!(self, digest, change, learn).unwrap_or(false)
+    }
+
+    /// Tells of content that is here what an older record of it says: a later use, and facts where none are known.
+    pub(super) fn supplement(&self, digest: &Digest, used_at: Timestamp, facts: Option<&Arc<Facts>>) {
+        let supplement = |known: &mut Known| {
+            if known.last_use.at() < used_at {
+                known.last_use = LastUse::new(used_at);
+            }
+            if let Some(facts) = facts.filter(|_| known.facts.is_empty()) {
+                known.facts = facts.clone();
+            }
+        };
+        table!(self, digest, change, supplement);
+    }
+
+    /// The sets of facts that content shares.
+    pub(super) fn sets(&self) -> &FactSets {
+        &self.sets
     }
 
     // === Tags ===
 
+    pub(super) fn tags(&self) -> &Tags {
+        &self.tags
+    }
+
     pub(super) fn tag(&self, repository: &Repository, tag: &Tag) -> Option<Arc<TagRecord>> {
-        let tags = self.tags.read().unwrap_or_else(PoisonError::into_inner);
-        tags.get(repository)?.get(tag).cloned()
+        self.tags.get(repository, tag)
     }
 
     pub(super) fn point_tag(
@@ -345,18 +352,7 @@ impl Catalog {
         digest: &Digest,
         now: Timestamp,
     ) -> (Arc<TagRecord>, Moved) {
-        let mut tags = self.tags.write().unwrap_or_else(PoisonError::into_inner);
-        let known = tags.entry(repository.clone()).or_default();
-        let (record, moved) = match known.get(tag) {
-            None => (TagRecord::new(digest, now), Moved::New),
-            Some(old) if old.digest == *digest => {
-                (old.confirmed(now), if old.gone_at.is_some() { Moved::New } else { Moved::Unchanged })
-            }
-            Some(old) => (old.moved_to(digest, now), Moved::From(old.digest)),
-        };
-        let record = Arc::new(record);
-        known.insert(tag.clone(), record.clone());
-        (record, moved)
+        self.tags.point(repository, tag, digest, now)
     }
 
     /// Changes what is known of a tag; `None` when nothing is.
@@ -366,152 +362,165 @@ impl Catalog {
         tag: &Tag,
         change: impl FnOnce(&TagRecord) -> TagRecord,
     ) -> Option<Arc<TagRecord>> {
-        let mut tags = self.tags.write().unwrap_or_else(PoisonError::into_inner);
-        let known = tags.get_mut(repository)?.get_mut(tag)?;
-        *known = Arc::new(change(known));
-        Some(known.clone())
-    }
-
-    /// Sets a record as it was written.
-    pub(super) fn restore_tag(&self, repository: &Repository, tag: &Tag, record: Arc<TagRecord>) {
-        let mut tags = self.tags.write().unwrap_or_else(PoisonError::into_inner);
-        tags.entry(repository.clone()).or_default().insert(tag.clone(), record);
+        self.tags.change(repository, tag, change)
     }
 
     /// `false` when it was unknown.
     pub(super) fn forget_tag(&self, repository: &Repository, tag: &Tag) -> bool {
-        let mut tags = self.tags.write().unwrap_or_else(PoisonError::into_inner);
-        tags.get_mut(repository).is_some_and(|known| known.remove(tag).is_some())
+        self.tags.forget(repository, tag)
     }
 
     // === All of it ===
 
-    /// Calls `each` with the changes that make a catalog equal to this one.
+    /// Calls `each` with the changes that tell an empty catalog what is known of anything but content.
+    pub(super) fn each_note(&self, mut each: impl FnMut(Change)) {
+        self.confirmed.each(|digest, repository, at| {
+            each(Change::Fact(*digest, Fact::Confirmed(repository.clone(), at)));
+        });
+        self.tags.each(|repository, tag, record| {
+            each(Change::Tag(repository.clone(), tag.clone(), Some(record.clone())));
+        });
+    }
+
+    /// Calls `each` with the changes that make an empty catalog equal to this one.
     pub(super) fn each_change(&self, mut each: impl FnMut(Change)) {
-        let names: HashMap<u32, Repository> = {
-            let repositories = self.repositories.read().unwrap_or_else(PoisonError::into_inner);
-            repositories.iter().map(|(repository, id)| (id.0, repository.clone())).collect()
-        };
-        for shard in &self.shards {
-            for (digest, entry) in &*shard.read().unwrap_or_else(PoisonError::into_inner) {
-                let used_at = Timestamp::from_millis(entry.last_use_ms.load(Ordering::Relaxed));
-                each(Change::Content(*digest, entry.size_bytes, used_at));
-                entry.facts(&names).for_each(|fact| each(Change::Fact(*digest, fact)));
-            }
+        for part in 0..PARTS {
+            self.each_in(part, |digest, known| {
+                each(Change::Content(digest, known.size_bytes, known.last_use.at()));
+                self.sets.facts(&known.facts).into_iter().for_each(|fact| each(Change::Fact(digest, fact)));
+            });
         }
-        for (repository, known) in &*self.tags.read().unwrap_or_else(PoisonError::into_inner) {
-            for (tag, record) in known {
-                each(Change::Tag(repository.clone(), tag.clone(), Some(record.clone())));
-            }
+        self.each_note(each);
+    }
+
+    /// Does what a change says; `false` when that was known.
+    pub(super) fn apply(&self, change: &Change) -> bool {
+        match change {
+            Change::Content(digest, size_bytes, at) => self.insert(digest, *size_bytes, *at, &[]),
+            Change::Fact(digest, fact) => self.learn(digest, std::slice::from_ref(fact)),
+            Change::Revoke(digest, repository) => self.purge_grant(digest, repository),
+            Change::Forget(digest) => self.remove(digest).is_some(),
+            Change::Tag(repository, tag, None) => self.tags.forget(repository, tag),
+            Change::Tag(repository, tag, Some(record)) => self.tags.restore(repository, tag, record.clone()),
+            Change::Checked(repository, tag, digest, at) => self.tags.checked(repository, tag, digest, *at),
         }
-    }
-
-    // === Parts ===
-
-    fn shard(&self, digest: &Digest) -> &RwLock<HashMap<Digest, Entry>> {
-        let hash = usize::try_from(self.hasher.hash_one(digest) % SHARDS as u64).unwrap_or(0);
-        &self.shards[hash]
-    }
-
-    fn read(&self, digest: &Digest) -> RwLockReadGuard<'_, HashMap<Digest, Entry>> {
-        self.shard(digest).read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn write(&self, digest: &Digest) -> RwLockWriteGuard<'_, HashMap<Digest, Entry>> {
-        self.shard(digest).write().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn repository_id(&self, repository: &Repository) -> Option<RepositoryId> {
-        self.repositories.read().unwrap_or_else(PoisonError::into_inner).get(repository).copied()
-    }
-
-    /// The number of the repository that a grant is for. Taken before a shard's lock.
-    fn grant_of(&self, fact: &Fact) -> Option<RepositoryId> {
-        match fact {
-            Fact::Grant(repository) | Fact::Confirmed(repository, _) => Some(self.intern(repository)),
-            _ => None,
-        }
-    }
-
-    fn intern(&self, repository: &Repository) -> RepositoryId {
-        if let Some(id) = self.repository_id(repository) {
-            return id;
-        }
-        let mut repositories = self.repositories.write().unwrap_or_else(PoisonError::into_inner);
-        let next = RepositoryId(u32::try_from(repositories.len()).unwrap_or(u32::MAX));
-        *repositories.entry(repository.clone()).or_insert(next)
     }
 }
 
-impl Entry {
-    fn facts<'a>(&'a self, names: &'a HashMap<u32, Repository>) -> impl Iterator<Item = Fact> + 'a {
-        let accounts = self.accounts.iter().map(|(registry, name)| Fact::Account(registry.clone(), name.clone()));
-        let grants = self.grants.iter().filter_map(|id| names.get(&id.0).cloned().map(Fact::Grant));
-        let named = |(id, at): &(RepositoryId, Timestamp)| Some(Fact::Confirmed(names.get(&id.0)?.clone(), *at));
-        let confirmed = self.confirmed.iter().filter_map(named);
-        let media_type = self.media_type.clone().map(Fact::MediaType);
-        let public = self.is_public.then_some(Fact::Public);
-        media_type.into_iter().chain(public).chain(accounts).chain(grants).chain(confirmed)
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::rights::Proof;
+
+    fn repository(text: &str) -> Repository {
+        let (registry, name) = text.split_once('/').unwrap();
+        Repository { registry: registry.parse().unwrap(), name: name.parse().unwrap() }
     }
 
-    /// A manifest type stays: another registry that sends the same bytes as something else changes nothing.
-    fn learn_type(&mut self, media_type: &MediaType) -> bool {
-        let is_news = match &self.media_type {
-            Some(known) => known != media_type && !known.is_index() && !known.is_image(),
-            None => true,
-        };
-        if is_news {
-            self.media_type = Some(media_type.clone());
-        }
-        is_news
+    fn digest(text: &str) -> Digest {
+        Digest::of(Algorithm::Sha256, text.as_bytes())
     }
 
-    /// `false` when it was known.
-    fn learn(&mut self, fact: &Fact, grant: Option<RepositoryId>) -> bool {
-        match fact {
-            Fact::MediaType(media_type) => self.learn_type(media_type),
-            Fact::Public => !std::mem::replace(&mut self.is_public, true),
-            Fact::Account(registry, name) => {
-                add_bounded(&mut self.accounts, (registry.clone(), name.clone()), MAX_ACCOUNTS)
-            }
-            Fact::Grant(_) => grant.is_some_and(|id| add_bounded(&mut self.grants, id, MAX_GRANTS)),
-            Fact::Confirmed(_, at) => grant.is_some_and(|id| self.confirm(id, *at)),
-        }
+    fn learn_all(catalog: &Catalog, digest: &Digest, repository: &Repository, proof: &Proof) {
+        catalog.learn(digest, &Fact::of_proof(repository, proof, Timestamp::from_millis(7)));
     }
 
-    /// `false` when it is no news, or nobody needs to know.
-    fn confirm(&mut self, id: RepositoryId, at: Timestamp) -> bool {
-        if self.is_public || !self.grants.contains(&id) {
-            return false;
-        }
-        match self.confirmed.iter_mut().find(|(known, _)| *known == id) {
-            Some((_, known)) if *known >= at => false,
-            Some((_, known)) => {
-                *known = at;
-                true
-            }
-            None => add_bounded(&mut self.confirmed, (id, at), MAX_GRANTS),
-        }
+    #[test]
+    fn a_grant_is_for_one_repository() {
+        let (catalog, blob) = (Catalog::new(), digest("x"));
+        let (mine, other) = (repository("a.io/x"), repository("a.io/y"));
+        assert_eq!(catalog.standing(&mine, &blob), Standing::Absent);
+        catalog.insert(&blob, 1, Timestamp::now(), &[]);
+        learn_all(&catalog, &blob, &mine, &Proof::Content { account: Some("me".into()) });
+        assert_eq!(catalog.standing(&mine, &blob), Standing::Granted);
+        assert_eq!(catalog.standing(&other, &blob), Standing::Ungranted);
+        assert!(catalog.is_opened_by(&blob, &mine.registry, Some("me")));
+        assert!(!catalog.is_opened_by(&blob, &mine.registry, Some("you")));
+        assert!(!catalog.is_opened_by(&blob, &mine.registry, None));
+        assert!(!catalog.is_opened_by(&blob, &repository("b.io/x").registry, Some("me")));
+        learn_all(&catalog, &blob, &other, &Proof::Content { account: None });
+        assert!(catalog.is_opened_by(&blob, &repository("b.io/x").registry, None), "public now");
+        assert!(catalog.purge_grant(&blob, &mine) && !catalog.purge_grant(&blob, &mine));
+        assert_eq!(catalog.standing(&mine, &blob), Standing::Ungranted);
+        assert_eq!(catalog.standing(&other, &blob), Standing::Granted, "the others keep theirs");
     }
 
-    fn revoke(&mut self, id: RepositoryId) -> bool {
-        if self.is_public || !self.grants.contains(&id) {
-            return false;
+    #[test]
+    fn a_right_to_private_content_can_be_taken_back() {
+        let (catalog, mine, other) = (Catalog::new(), repository("a.io/x"), repository("a.io/y"));
+        let (secret, public) = (digest("secret"), digest("public"));
+        for blob in [&secret, &public] {
+            catalog.insert(blob, 1, Timestamp::now(), &[]);
         }
-        self.grants.retain(|known| *known != id);
-        self.confirmed.retain(|(known, _)| *known != id);
-        true
+        let account = Proof::Content { account: Some("me".into()) };
+        learn_all(&catalog, &secret, &mine, &account);
+        learn_all(&catalog, &secret, &other, &account);
+        learn_all(&catalog, &public, &mine, &Proof::Content { account: None });
+        let confirmed_at = Some(Timestamp::from_millis(7));
+        assert_eq!(catalog.grant(&mine, &secret), Some(Grant { is_public: false, confirmed_at }));
+        assert_eq!(catalog.grant(&mine, &public), Some(Grant { is_public: true, confirmed_at: None }));
+        let confirm = |at: u64| catalog.learn(&secret, &[Fact::Confirmed(mine.clone(), Timestamp::from_millis(at))]);
+        assert!(confirm(9) && !confirm(8), "older");
+        assert_eq!(catalog.grant(&mine, &secret).unwrap().confirmed_at, Some(Timestamp::from_millis(9)));
+        assert_eq!(catalog.revoke_all(&mine), [secret], "public content stays open");
+        assert!(!catalog.revoke(&mine, &secret) && !catalog.revoke(&mine, &public));
+        assert_eq!(catalog.grant(&mine, &secret), None);
+        assert!(!confirm(99), "a right is not made by it");
+        assert_eq!(catalog.standing(&other, &secret), Standing::Granted, "its own right");
+        assert!(catalog.revoke(&other, &secret) && catalog.grant(&other, &secret).is_none());
+        catalog.insert(&secret, 1, Timestamp::now(), &[]);
+        learn_all(&catalog, &secret, &mine, &account);
+        catalog.remove(&secret);
+        let mut notes = 0;
+        catalog.each_note(|_| notes += 1);
+        assert_eq!(notes, 0, "it goes with the content");
     }
-}
 
-/// `false` when it was there.
-fn add_bounded<T: PartialEq>(list: &mut Vec<T>, item: T, limit: usize) -> bool {
-    if list.contains(&item) {
-        return false;
+    #[test]
+    fn rights_go_with_the_content() {
+        let (catalog, blob, mine) = (Catalog::new(), digest("x"), repository("a.io/x"));
+        catalog.insert(&blob, 1, Timestamp::now(), &[]);
+        learn_all(&catalog, &blob, &mine, &Proof::Content { account: None });
+        assert_eq!(catalog.remove(&blob).map(|known| known.size_bytes), Some(1));
+        catalog.insert(&blob, 1, Timestamp::now(), &[]);
+        assert_eq!(catalog.standing(&mine, &blob), Standing::Ungranted);
+        assert!(!catalog.is_opened_by(&blob, &mine.registry, None));
     }
-    if list.len() == limit {
-        list.remove(0);
+
+    #[test]
+    fn the_oldest_use_goes_first() {
+        let catalog = Catalog::new();
+        for (name, at) in [("new", 30), ("old", 10), ("middle", 20)] {
+            catalog.insert(&digest(name), 100, Timestamp::from_millis(at), &[]);
+        }
+        assert_eq!(catalog.least_recently_used(150, 10, &HashSet::new()), [digest("old"), digest("middle")]);
+        assert_eq!(catalog.least_recently_used(150, 1, &HashSet::new()), [digest("old")]);
+        catalog.touch(&digest("old"), Timestamp::from_millis(40));
+        assert_eq!(catalog.least_recently_used(1, 10, &HashSet::new()), [digest("middle")]);
+        assert_eq!(catalog.least_recently_used(u64::MAX, 10, &HashSet::new()).len(), 3);
+        let kept = HashSet::from([digest("middle")]);
+        assert_eq!(catalog.least_recently_used(150, 10, &kept), [digest("new"), digest("old")]);
+        assert_eq!((catalog.blobs(), catalog.stored_bytes()), (3, 300));
     }
-    list.push(item);
-    true
+
+    #[test]
+    fn the_oldest_are_found_among_many() {
+        let catalog = Catalog::new();
+        let names: Vec<Digest> = (0..5000).map(|index| digest(&index.to_string())).collect();
+        for (at, name) in (0..).zip(&names) {
+            // Half of them at one moment, the others from long ago to far ahead.
+            let at = if at % 2 == 0 { 1_700_000_000_000 } else { at * at * 100_000 };
+            catalog.insert(name, 10, Timestamp::from_millis(at), &[]);
+        }
+        let mut in_order = names.clone();
+        in_order.sort_by_key(|name| catalog.get(name, |known| known.last_use.at()));
+        for wanted in [1, 7, 500, 2000, 3000, 4999] {
+            let found = catalog.least_recently_used(wanted * 10, 10_000, &HashSet::new());
+            let uses = |names: &[Digest]| -> Vec<_> {
+                names.iter().map(|name| catalog.get(name, |known| known.last_use.at())).collect()
+            };
+            assert_eq!(uses(&found), uses(&in_order[..usize::try_from(wanted).unwrap()]), "{wanted}");
+        }
+        assert_eq!(catalog.least_recently_used(50_000, 100, &HashSet::new()), in_order[..100]);
+    }
 }

@@ -1,4 +1,4 @@
-//! One change of what is known: what the writer thread is told, the journal keeps, and a start after a crash replays.
+//! One change of what is known: what the journal keeps, and a start replays.
 
 use std::sync::Arc;
 
@@ -7,16 +7,14 @@ use crate::oci::Repository;
 use crate::oci::Tag;
 
 use super::Timestamp;
-use super::catalog::Fact;
-use super::catalog::TagRecord;
+use super::rights::Fact;
+use super::tags::TagRecord;
 
 #[derive(Clone, Debug)]
 pub(super) enum Change {
     /// Content was published: its length, and when.
     Content(Digest, u64, Timestamp),
-    /// Content was used.
-    Used(Digest, Timestamp),
-    /// Content went, and all that was known of it.
+    /// Content goes, and all that was known of it.
     Forget(Digest),
     /// Something about content is known now.
     Fact(Digest, Fact),
@@ -25,5 +23,5 @@ pub(super) enum Change {
     /// A tag points elsewhere, or is gone.
     Tag(Repository, Tag, Option<Arc<TagRecord>>),
     /// A tag still points where it pointed.
-    Checked(Repository, Tag, Arc<TagRecord>),
+    Checked(Repository, Tag, Digest, Timestamp),
 }

@@ -17,7 +17,6 @@ use crate::oci::Verified;
 use super::Inner;
 use super::Timestamp;
 use super::blocking;
-use super::catalog::Fact;
 use super::change::Change;
 use super::engine::Condition;
 use super::engine::Engine;
@@ -27,9 +26,12 @@ use super::memory::SMALL_BLOB_BYTES;
 use super::memory::Small;
 use super::read::Reader;
 use super::read::read_exact_at;
+use super::rights::Fact;
 use super::rot;
 use super::spool::Complete;
 use super::spool::Spool;
+use super::table::Known;
+use super::writer::Receipt;
 
 /// Whole, open content: eviction cannot take it from its readers.
 #[derive(Clone, Debug)]
@@ -79,6 +81,7 @@ pub(super) fn begin(
     size_bytes: Option<u64>,
     owner: &Repository,
 ) -> Result<Spool, BeginError> {
+    inner.space.wait_until_within()?;
     if let Some((file, prefix_bytes, mut reservation)) = inner.parking.take(digest, owner)
         && size_bytes.is_none_or(|size_bytes| prefix_bytes <= size_bytes)
         && reservation.grow(size_bytes.unwrap_or(0).saturating_sub(prefix_bytes)).is_ok()
@@ -197,47 +200,49 @@ async fn read_verified(
 
 pub(super) async fn publish(inner: &Arc<Inner>, complete: Complete, facts: Vec<Fact>) -> Result<(), Error> {
     let publisher = inner.clone();
-    let published = blocking(move || publish_now(&publisher, complete, &facts).map(|news| (news, facts))).await;
-    let (is_news, facts) = published.map_err(|error| {
-        inner.space.health().write_failed(&error);
-        Error::new("publish content", error)
-    })?;
-    if !is_news.0 {
-        learn(inner, &is_news.1, facts).await;
+    match blocking(move || publish_now(&publisher, complete, facts)).await {
+        Ok(Published::New(receipt)) => drop(receipt.durable().await),
+        Ok(Published::Known(digest, facts)) => learn(inner, &digest, facts).await,
+        Err(error) => {
+            inner.space.health().write_failed(&error);
+            return Err(Error::new("publish content", error));
+        }
     }
     Ok(())
 }
 
-/// File and catalog in one piece of work that nobody can cancel half-way: whether it is news, and of what digest.
-fn publish_now(inner: &Inner, complete: Complete, facts: &[Fact]) -> io::Result<(bool, Digest)> {
-    let Complete { file, proof, reservation } = complete;
+enum Published {
+    /// It is here now.
+    New(Receipt),
+    /// It was here; the facts about it may be news.
+    Known(Digest, Vec<Fact>),
+}
+
+/// File and catalog in one piece of work that nobody can cancel half-way.
+fn publish_now(inner: &Inner, complete: Complete, facts: Vec<Fact>) -> io::Result<Published> {
+    let Complete { mut file, proof, reservation } = complete;
     let (digest, size_bytes) = (*proof.digest(), proof.size_bytes());
     let _changing = inner.changing(&digest);
     if inner.catalog.size_bytes(&digest).is_some() {
-        return Ok((false, digest));
+        return Ok(Published::Known(digest, facts));
     }
-    let open_file = file.file.clone();
-    inner.engine.publish(file, &proof)?;
+    inner.engine.publish(&mut file, &proof)?;
     let now = Timestamp::now();
-    inner.catalog.insert(&digest, size_bytes, now, facts);
+    inner.catalog.insert(&digest, size_bytes, now, &facts);
     reservation.convert(size_bytes);
     inner.pins.stored(&digest, size_bytes, &inner.space);
     if size_bytes > SMALL_BLOB_BYTES {
-        inner.memory.keep_file(&digest, open_file);
+        inner.memory.keep_file(&digest, file.file.clone());
     }
-    inner.writer.tell(Change::Content(digest, size_bytes, now));
-    for fact in facts {
-        inner.writer.tell(Change::Fact(digest, fact.clone()));
-    }
-    Ok((true, digest))
+    let mut changes = vec![Change::Content(digest, size_bytes, now)];
+    changes.extend(facts.into_iter().map(|fact| Change::Fact(digest, fact)));
+    Ok(Published::New(inner.writer.tell(changes, Some(file))))
 }
 
 /// Adds facts about content that is here.
 pub(super) async fn learn(inner: &Arc<Inner>, digest: &Digest, facts: Vec<Fact>) {
-    for fact in facts {
-        if inner.catalog.learn(digest, &fact) {
-            inner.writer.send(Change::Fact(*digest, fact)).await;
-        }
+    if inner.catalog.learn(digest, &facts) {
+        inner.writer.record(facts.into_iter().map(|fact| Change::Fact(*digest, fact)).collect()).await;
     }
 }
 
@@ -263,14 +268,34 @@ pub(super) async fn put_document(
     Ok(())
 }
 
-/// Takes content out to make room, unless it is pinned by now, or the disk lets go of nothing. Blocks.
-pub(super) fn evict(inner: &Inner, digest: &Digest) -> Option<u64> {
-    if inner.pins.holds(digest) || inner.space.health().is_stuck() { None } else { forget(inner, digest) }
+/// Contents that go together: they share a sync of the journal.
+const FORGET_BATCH: usize = 256;
+
+/// Takes content out to make room, but none that is pinned by now, and nothing while the disk lets go of nothing: how many
+/// bytes, of how many blobs. Blocks.
+pub(super) fn evict(inner: &Inner, digests: &[Digest]) -> (u64, u64) {
+    if inner.space.health().is_stuck() {
+        return (0, 0);
+    }
+    let loose: Vec<Digest> = digests.iter().filter(|digest| !inner.pins.holds(digest)).copied().collect();
+    forget(inner, &loose)
 }
 
-/// Takes content out and removes its file. Blocks.
-pub(super) fn forget(inner: &Inner, digest: &Digest) -> Option<u64> {
-    take_out(inner, digest, |engine| engine.remove(digest))
+/// Takes content out: from the catalog first, so that no new reader finds it, then from the disk: how many bytes, of how
+/// many blobs. Blocks.
+///
+/// Content that the disk does not let go of stays: it still takes its room.
+pub(super) fn forget(inner: &Inner, digests: &[Digest]) -> (u64, u64) {
+    digests.chunks(FORGET_BATCH).map(|batch| forget_batch(inner, batch)).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1))
+}
+
+/// The journal comes before the disk: what it says to be gone, a start after a crash removes.
+fn forget_batch(inner: &Inner, digests: &[Digest]) -> (u64, u64) {
+    let going: Vec<(Digest, Known)> = digests.iter().filter_map(|digest| hide(inner, digest)).collect();
+    inner.writer.tell(going.iter().map(|(digest, _)| Change::Forget(*digest)).collect(), None).wait();
+    let gone =
+        going.into_iter().filter_map(|(digest, known)| remove(inner, digest, known, |engine| engine.remove(&digest)));
+    gone.fold((0, 0), |(bytes, blobs), size_bytes| (bytes + size_bytes, blobs + 1))
 }
 
 /// Takes content out whose file is gone, if it still is. Blocks.
@@ -282,33 +307,51 @@ pub(super) fn forget_lost(inner: &Inner, digest: &Digest) -> Option<u64> {
     })
 }
 
-/// Takes content out: from the catalog first, so that no new reader finds it, then from the disk. Blocks.
-///
-/// Content that the disk does not let go of stays: it still takes its room.
+/// Takes content out, its file in this way. Blocks.
 pub(super) fn take_out(
     inner: &Inner,
     digest: &Digest,
     from_disk: impl FnOnce(&Engine) -> io::Result<()>,
 ) -> Option<u64> {
+    let (digest, known) = hide(inner, digest)?;
+    inner.writer.tell(vec![Change::Forget(digest)], None).wait();
+    remove(inner, digest, known, from_disk)
+}
+
+fn hide(inner: &Inner, digest: &Digest) -> Option<(Digest, Known)> {
     let _changing = inner.changing(digest);
-    let (size_bytes, entry) = inner.catalog.remove(digest)?;
+    let known = inner.catalog.remove(digest)?;
     inner.memory.forget(digest);
-    if let Err(error) = from_disk(&inner.engine) {
-        tracing::error!(%digest, %error, "content could not be removed from the disk");
-        inner.space.health().remove_failed(&error);
-        inner.catalog.put_back(digest, entry);
-        return None;
+    Some((*digest, known))
+}
+
+/// Removes hidden content from the disk: its length.
+fn remove(
+    inner: &Inner,
+    digest: Digest,
+    known: Known,
+    from_disk: impl FnOnce(&Engine) -> io::Result<()>,
+) -> Option<u64> {
+    let _changing = inner.changing(&digest);
+    let size_bytes = known.size_bytes;
+    // It may have come again in the meantime: then its new file has taken the place of the old one.
+    if inner.catalog.size_bytes(&digest).is_none() {
+        if let Err(error) = from_disk(&inner.engine) {
+            tracing::error!(%digest, %error, "content could not be removed from the disk");
+            inner.space.health().remove_failed(&error);
+            let mut changes = vec![Change::Content(digest, size_bytes, known.last_use.at())];
+            changes.extend(inner.catalog.sets().facts(&known.facts).into_iter().map(|fact| Change::Fact(digest, fact)));
+            inner.catalog.put(&digest, known);
+            inner.writer.tell(changes, None);
+            return None;
+        }
+        inner.pins.gone(&digest, &inner.space);
     }
     inner.space.release(size_bytes);
-    inner.pins.gone(digest, &inner.space);
-    inner.writer.tell(Change::Forget(*digest));
     Some(size_bytes)
 }
 
-/// Remembers the use; tells the index only when that is a while after the last time it was told.
-fn touch(inner: &Arc<Inner>, digest: &Digest) {
-    let now = Timestamp::now();
-    if inner.catalog.touch(digest, now) {
-        inner.writer.used(digest, now);
-    }
+/// Remembers the use. The index hears of it a while later.
+fn touch(inner: &Inner, digest: &Digest) {
+    inner.catalog.touch(digest, Timestamp::now());
 }

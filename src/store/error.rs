@@ -21,9 +21,6 @@ pub enum OpenError {
         /// Why.
         source: io::Error,
     },
-    /// The index neither opens nor fails: its thread hangs. The next start sets it aside and rebuilds it.
-    #[error("the index did not open in time; it is set aside and rebuilt at the next start: start forebay again")]
-    IndexStuck,
     /// A thread could not be started.
     #[error("cannot start a thread: {0}")]
     Thread(io::Error),

@@ -6,6 +6,9 @@ use super::Inner;
 use super::blocking;
 use super::content;
 
+/// Most blobs that are chosen at once; the next ones are chosen when they are gone.
+const MAX_VICTIMS: usize = 16 * 1024;
+
 /// Waits for pressure and evicts, until the store is gone.
 pub(super) async fn run(store: Weak<Inner>) {
     let Some(space) = store.upgrade().map(|inner| inner.space.clone()) else { return };
@@ -22,6 +25,8 @@ pub(super) async fn run(store: Weak<Inner>) {
             inner.metrics.evicted(evicted_bytes);
             inner.metrics.stored(space.stored_bytes(), inner.catalog.blobs());
             tracing::info!(evicted_bytes, evicted_blobs, "evicted the least recently used content");
+            // There may be more to evict than is chosen at once.
+            space.press();
         } else {
             tracing::warn!(excess_bytes, "room is short and there is nothing to evict");
         }
@@ -30,9 +35,7 @@ pub(super) async fn run(store: Weak<Inner>) {
 
 /// Makes room: how many bytes, of how many blobs. Blocks.
 fn evict(inner: &Inner, wanted_bytes: u64) -> (u64, u64) {
-    let victims = inner.catalog.least_recently_used(wanted_bytes, &inner.pins.digests());
-    let gone = victims.iter().filter_map(|digest| content::evict(inner, digest));
-    gone.fold((0, 0), |(bytes, blobs), size_bytes| (bytes + size_bytes, blobs + 1))
+    content::evict(inner, &inner.catalog.least_recently_used(wanted_bytes, MAX_VICTIMS, &inner.pins.digests()))
 }
 
 impl Drop for Inner {

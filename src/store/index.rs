@@ -1,27 +1,29 @@
 //! The index on disk: the only file that names sled.
 //!
-//! It is a rebuildable copy of the catalog. One thread writes it, one start reads it, nothing else waits for it.
-//! Rows: `content` digest → length and last use; `facts` digest + fact → nothing, or its time; `tags` registry, repository, tag → record.
+//! It is a rebuildable copy of the catalog. One thread writes it; a start reads it only when it has nothing better. sled is
+//! slow and large with many small rows, so a row is a bucket: all content whose digests begin with the same 16 bits.
+//!
+//! Rows: `content` algorithm, 16 bits → CRC-32, then entries of digest, length, last use and key of the set of facts;
+//! `sets` key → the facts as JSON; `tags` registry, repository, tag → record as JSON.
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::io::Errno;
+
+use crate::oci::Algorithm;
 use crate::oci::Digest;
 use crate::oci::Repository;
 use crate::oci::Tag;
 
 use super::Timestamp;
-use super::catalog::Catalog;
-use super::catalog::Fact;
-use super::catalog::TagRecord;
-use super::change::Change;
+use super::tags::TagRecord;
 
-/// sled takes several times its setting; see `Mode::LowSpace`.
-const CACHE_BYTES: u64 = 32 * 1024 * 1024;
-const FLUSH_EVERY_MS: u64 = 1000;
+/// sled takes several times its setting, also in `Mode::LowSpace`.
+const CACHE_BYTES: u64 = 1024 * 1024;
 /// Raised when rows change their meaning; an index of another format is rebuilt.
-const FORMAT: &[u8] = b"1";
+const FORMAT: &[u8] = b"2";
 const SEPARATOR: u8 = 0;
 const LOCK_TRIES: usize = 100;
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
@@ -35,6 +37,115 @@ pub(super) enum IndexError {
     Format,
     #[error("a row of `{0}` cannot be read")]
     Row(&'static str),
+    #[error("it cannot be moved: {0}")]
+    Move(std::io::Error),
+}
+
+impl IndexError {
+    /// Whether it is the disk that refuses, and nothing is wrong with the index.
+    pub(super) fn is_of_disk(&self) -> bool {
+        let error = match self {
+            Self::Sled(sled::Error::Io(error)) | Self::Move(error) => error,
+            _ => return false,
+        };
+        let errno = error.raw_os_error().map(Errno::from_raw_os_error);
+        matches!(
+            errno,
+            Some(Errno::NOSPC | Errno::ROFS | Errno::DQUOT | Errno::IO | Errno::FBIG | Errno::MFILE | Errno::NFILE)
+        )
+    }
+}
+
+/// Which row of `content` a digest belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Bucket {
+    pub(super) algorithm: Algorithm,
+    pub(super) bits: [u8; 2],
+}
+
+impl Bucket {
+    pub(super) fn of(digest: &Digest) -> Self {
+        let bytes = digest.as_bytes();
+        Self { algorithm: digest.algorithm(), bits: [bytes[0], bytes[1]] }
+    }
+
+    fn key(self) -> [u8; 3] {
+        let kind = match self.algorithm {
+            Algorithm::Sha256 => 1,
+            Algorithm::Sha512 => 2,
+        };
+        [kind, self.bits[0], self.bits[1]]
+    }
+
+    fn parse(key: &[u8]) -> Option<Self> {
+        let (algorithm, bits) = match key {
+            [1, bits @ ..] => (Algorithm::Sha256, bits),
+            [2, bits @ ..] => (Algorithm::Sha512, bits),
+            _ => return None,
+        };
+        Some(Self { algorithm, bits: bits.try_into().ok()? })
+    }
+}
+
+/// One row of `content`, as it is kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Row(Vec<u8>);
+
+/// An entry of a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub(super) digest: Digest,
+    pub(super) size_bytes: u64,
+    pub(super) used_at: Timestamp,
+    /// The key of its set of facts.
+    pub(super) facts: u64,
+}
+
+impl Row {
+    const CHECKSUM_BYTES: usize = 4;
+
+    /// Appends an entry; they come in the order of digests.
+    pub(super) fn push(&mut self, entry: &Entry) {
+        self.0.resize(self.0.len().max(Self::CHECKSUM_BYTES), 0);
+        self.0.extend_from_slice(entry.digest.as_bytes());
+        for number in [entry.size_bytes, entry.used_at.as_millis(), entry.facts] {
+            self.0.extend_from_slice(&number.to_le_bytes());
+        }
+    }
+
+    /// Its bytes with their checksum.
+    fn sealed(mut self) -> Vec<u8> {
+        let checksum = crc32fast::hash(&self.0[Self::CHECKSUM_BYTES..]);
+        self.0[..Self::CHECKSUM_BYTES].copy_from_slice(&checksum.to_le_bytes());
+        self.0
+    }
+
+    /// The entries of a row, each where it belongs.
+    fn parse(bucket: Bucket, value: &[u8]) -> Option<Vec<Entry>> {
+        let (checksum, entries) = value.split_first_chunk()?;
+        if crc32fast::hash(entries) != u32::from_le_bytes(*checksum) {
+            return None;
+        }
+        let digest_bytes = match bucket.algorithm {
+            Algorithm::Sha256 => 32,
+            Algorithm::Sha512 => 64,
+        };
+        let entries = entries.chunks(digest_bytes + 24);
+        entries.map(|entry| Self::entry(digest_bytes, entry).filter(|e| Bucket::of(&e.digest) == bucket)).collect()
+    }
+
+    fn entry(digest_bytes: usize, entry: &[u8]) -> Option<Entry> {
+        let (digest, rest) = entry.split_at_checked(digest_bytes)?;
+        let digest = match digest_bytes {
+            32 => Digest::Sha256(digest.try_into().ok()?),
+            _ => Digest::Sha512(digest.try_into().ok()?),
+        };
+        let [size_bytes, used_at, facts]: [u64; 3] = {
+            let mut numbers = rest.chunks_exact(8).filter_map(|bytes| Some(u64::from_le_bytes(bytes.try_into().ok()?)));
+            [numbers.next()?, numbers.next()?, numbers.next()?]
+        };
+        Some(Entry { digest, size_bytes, used_at: Timestamp::from_millis(used_at), facts })
+    }
 }
 
 /// An open index.
@@ -42,129 +153,76 @@ pub(super) enum IndexError {
 pub(super) struct Index {
     db: sled::Db,
     content: sled::Tree,
-    facts: sled::Tree,
+    sets: sled::Tree,
     tags: sled::Tree,
 }
 
 impl Index {
-    /// Opens or creates it. Blocks; on damaged files it may panic or never return: call it on a thread of its own.
+    /// Opens or creates it. Blocks; on damaged files it may panic or never return: call it where that harms nobody.
     pub(super) fn open(path: &Path) -> Result<Self, IndexError> {
-        let config = sled::Config::new()
-            .path(path)
-            .cache_capacity(CACHE_BYTES)
-            .flush_every_ms(Some(FLUSH_EVERY_MS))
-            .mode(sled::Mode::LowSpace);
+        let config =
+            sled::Config::new().path(path).cache_capacity(CACHE_BYTES).flush_every_ms(None).mode(sled::Mode::LowSpace);
         let db = open_unlocked(&config)?;
         match db.get("format")? {
             None => drop(db.insert("format", FORMAT)?),
             Some(format) if format == FORMAT => {}
             Some(_) => return Err(IndexError::Format),
         }
-        let (content, facts, tags) = (db.open_tree("content")?, db.open_tree("facts")?, db.open_tree("tags")?);
-        Ok(Self { db, content, facts, tags })
+        let (content, sets, tags) = (db.open_tree("content")?, db.open_tree("sets")?, db.open_tree("tags")?);
+        Ok(Self { db, content, sets, tags })
     }
 
-    /// Reads all of it.
-    pub(super) fn load(&self) -> Result<Catalog, IndexError> {
-        let catalog = Catalog::new();
+    /// Calls `each` with every row of content.
+    pub(super) fn each_row(&self, mut each: impl FnMut(Bucket, Vec<Entry>)) -> Result<(), IndexError> {
         for row in &self.content {
             let (key, value) = row?;
-            let (digest, _) = split_digest(&key).ok_or(IndexError::Row("content"))?;
-            let (size_bytes, used_at) = split_content(&value).ok_or(IndexError::Row("content"))?;
-            catalog.insert(&digest, size_bytes, used_at, &[]);
+            let bucket = Bucket::parse(&key).ok_or(IndexError::Row("content"))?;
+            each(bucket, Row::parse(bucket, &value).ok_or(IndexError::Row("content"))?);
         }
-        let mut confirmed = Vec::new();
-        for row in &self.facts {
+        Ok(())
+    }
+
+    /// Calls `each` with every set of facts: its key and its text.
+    pub(super) fn each_set(&self, mut each: impl FnMut(u64, &[u8])) -> Result<(), IndexError> {
+        for row in &self.sets {
             let (key, value) = row?;
-            let (digest, fact) = split_digest(&key).ok_or(IndexError::Row("facts"))?;
-            let fact = parse_fact(fact, &value).ok_or(IndexError::Row("facts"))?;
-            match fact {
-                // Means nothing before the grant that it is of.
-                Fact::Confirmed(..) => confirmed.push((digest, fact)),
-                _ => drop(catalog.learn(&digest, &fact)),
-            }
+            each(u64::from_be_bytes((*key).try_into().map_err(|_| IndexError::Row("sets"))?), &value);
         }
-        for (digest, fact) in confirmed {
-            catalog.learn(&digest, &fact);
-        }
+        Ok(())
+    }
+
+    /// Calls `each` with every tag.
+    pub(super) fn each_tag(&self, mut each: impl FnMut(Repository, Tag, TagRecord)) -> Result<(), IndexError> {
         for row in &self.tags {
             let (key, value) = row?;
             let (repository, tag) = split_tag(&key).ok_or(IndexError::Row("tags"))?;
-            let record = serde_json::from_slice(&value).map_err(|_| IndexError::Row("tags"))?;
-            catalog.restore_tag(&repository, &tag, Arc::new(record));
-        }
-        Ok(catalog)
-    }
-
-    /// Writes one change.
-    pub(super) fn apply(&self, change: &Change) -> Result<(), IndexError> {
-        match change {
-            Change::Content(digest, size_bytes, used_at) => self.put_content(digest, *size_bytes, *used_at),
-            Change::Used(digest, used_at) => self.put_use(digest, *used_at),
-            Change::Forget(digest) => self.remove_content(digest),
-            Change::Fact(digest, fact) => self.put_fact(digest, fact),
-            Change::Revoke(digest, repository) => self.remove_grant(digest, repository),
-            Change::Tag(repository, tag, record) => self.put_tag(repository, tag, record.as_ref()),
-            Change::Checked(repository, tag, record) => self.put_tag(repository, tag, Some(record)),
-        }
-    }
-
-    fn put_content(&self, digest: &Digest, size_bytes: u64, used_at: Timestamp) -> Result<(), IndexError> {
-        let mut value = [0; 16];
-        value[..8].copy_from_slice(&size_bytes.to_be_bytes());
-        value[8..].copy_from_slice(&used_at.as_millis().to_be_bytes());
-        self.content.insert(digest_key(digest), &value)?;
-        Ok(())
-    }
-
-    /// Sets the last use of content that is there.
-    fn put_use(&self, digest: &Digest, used_at: Timestamp) -> Result<(), IndexError> {
-        let key = digest_key(digest);
-        if let Some(value) = self.content.get(&key)? {
-            let (size_bytes, _) = split_content(&value).ok_or(IndexError::Row("content"))?;
-            self.put_content(digest, size_bytes, used_at)?;
+            each(repository, tag, serde_json::from_slice(&value).map_err(|_| IndexError::Row("tags"))?);
         }
         Ok(())
     }
 
-    /// Takes content out with its facts.
-    fn remove_content(&self, digest: &Digest) -> Result<(), IndexError> {
-        let key = digest_key(digest);
-        self.content.remove(&key)?;
-        for row in self.facts.scan_prefix(&key) {
-            self.facts.remove(row?.0)?;
+    /// Sets a row of content; a row without an entry is none.
+    pub(super) fn put_row(&self, bucket: Bucket, row: Row) -> Result<(), IndexError> {
+        if row.0.is_empty() {
+            self.content.remove(bucket.key())?;
+        } else {
+            self.content.insert(bucket.key(), row.sealed())?;
         }
         Ok(())
     }
 
-    fn put_fact(&self, digest: &Digest, fact: &Fact) -> Result<(), IndexError> {
-        let mut key = digest_key(digest);
-        if matches!(fact, Fact::MediaType(_)) {
-            let types = [&key[..], b"m\0"].concat();
-            for row in self.facts.scan_prefix(types) {
-                self.facts.remove(row?.0)?;
-            }
-        }
-        key.extend(print_fact(fact));
-        match fact {
-            Fact::Confirmed(_, at) => self.facts.insert(key, &at.as_millis().to_be_bytes())?,
-            _ => self.facts.insert(key, &[])?,
-        };
+    pub(super) fn put_set(&self, key: u64, text: &[u8]) -> Result<(), IndexError> {
+        self.sets.insert(key.to_be_bytes(), text)?;
         Ok(())
     }
 
-    fn remove_grant(&self, digest: &Digest, repository: &Repository) -> Result<(), IndexError> {
-        let any_time = Timestamp::from_millis(0);
-        for fact in [Fact::Grant(repository.clone()), Fact::Confirmed(repository.clone(), any_time)] {
-            let mut key = digest_key(digest);
-            key.extend(print_fact(&fact));
-            self.facts.remove(key)?;
-        }
-        Ok(())
-    }
-
-    fn put_tag(&self, repository: &Repository, tag: &Tag, record: Option<&Arc<TagRecord>>) -> Result<(), IndexError> {
-        let key = join(&[repository.registry.as_str(), repository.name.as_str(), tag.as_str()]);
+    pub(super) fn put_tag(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        record: Option<&Arc<TagRecord>>,
+    ) -> Result<(), IndexError> {
+        let key = [repository.registry.as_str(), repository.name.as_str(), tag.as_str()].join("\0").into_bytes();
         match record {
             Some(record) => {
                 let value = serde_json::to_vec(&**record).map_err(|_| IndexError::Row("tags"))?;
@@ -179,6 +237,11 @@ impl Index {
     pub(super) fn flush(&self) -> Result<(), IndexError> {
         self.db.flush()?;
         Ok(())
+    }
+
+    /// How much its files take.
+    pub(super) fn size_bytes(&self) -> Result<u64, IndexError> {
+        Ok(self.db.size_on_disk()?)
     }
 }
 
@@ -195,35 +258,6 @@ fn open_unlocked(config: &sled::Config) -> Result<sled::Db, sled::Error> {
     config.open()
 }
 
-fn digest_key(digest: &Digest) -> Vec<u8> {
-    let mut key = Vec::with_capacity(1 + digest.as_bytes().len());
-    key.push(match digest {
-        Digest::Sha256(_) => 1,
-        Digest::Sha512(_) => 2,
-    });
-    key.extend_from_slice(digest.as_bytes());
-    key
-}
-
-fn split_digest(key: &[u8]) -> Option<(Digest, &[u8])> {
-    let (kind, rest) = key.split_first()?;
-    match kind {
-        1 => rest.split_first_chunk().map(|(bytes, rest)| (Digest::Sha256(*bytes), rest)),
-        2 => rest.split_first_chunk().map(|(bytes, rest)| (Digest::Sha512(*bytes), rest)),
-        _ => None,
-    }
-}
-
-fn split_content(value: &[u8]) -> Option<(u64, Timestamp)> {
-    let (size_bytes, rest) = value.split_first_chunk()?;
-    let used_at = rest.try_into().ok()?;
-    Some((u64::from_be_bytes(*size_bytes), Timestamp::from_millis(u64::from_be_bytes(used_at))))
-}
-
-fn join(parts: &[&str]) -> Vec<u8> {
-    parts.join("\0").into_bytes()
-}
-
 fn split_tag(key: &[u8]) -> Option<(Repository, Tag)> {
     let mut parts = std::str::from_utf8(key).ok()?.split(char::from(SEPARATOR));
     let registry = parts.next()?.parse().ok()?;
@@ -231,81 +265,64 @@ fn split_tag(key: &[u8]) -> Option<(Repository, Tag)> {
     Some((Repository { registry, name }, parts.next()?.parse().ok()?))
 }
 
-fn print_fact(fact: &Fact) -> Vec<u8> {
-    match fact {
-        Fact::MediaType(media_type) => join(&["m", media_type.as_str()]),
-        Fact::Public => join(&["p"]),
-        Fact::Account(registry, name) => join(&["a", registry.as_str(), name]),
-        Fact::Grant(repository) => join(&["g", repository.registry.as_str(), repository.name.as_str()]),
-        Fact::Confirmed(repository, _) => join(&["c", repository.registry.as_str(), repository.name.as_str()]),
-    }
-}
-
-fn parse_fact(bytes: &[u8], value: &[u8]) -> Option<Fact> {
-    let repository =
-        |registry: &str, name: &str| Some(Repository { registry: registry.parse().ok()?, name: name.parse().ok()? });
-    let parts: Vec<&str> = std::str::from_utf8(bytes).ok()?.splitn(3, char::from(SEPARATOR)).collect();
-    match parts[..] {
-        ["m", media_type] => Some(Fact::MediaType(media_type.parse().ok()?)),
-        ["p"] => Some(Fact::Public),
-        ["a", registry, name] => Some(Fact::Account(registry.parse().ok()?, name.into())),
-        ["g", registry, name] => Some(Fact::Grant(repository(registry, name)?)),
-        ["c", registry, name] => {
-            let at = Timestamp::from_millis(u64::from_be_bytes(value.try_into().ok()?));
-            Some(Fact::Confirmed(repository(registry, name)?, at))
-        }
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::oci::Algorithm;
-    use crate::oci::MediaType;
 
     #[test]
     fn reads_back_what_it_wrote() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("index");
-        let (kept, gone) = (Digest::of(Algorithm::Sha512, b"kept"), Digest::of(Algorithm::Sha256, b"gone"));
         let repository = Repository { registry: "a.io:5000".parse().unwrap(), name: "x/y".parse().unwrap() };
-        let tag: Tag = "latest".parse().unwrap();
-        let facts = [
-            Fact::MediaType(MediaType::oci_index()),
-            Fact::Account(repository.registry.clone(), "me\0too".into()),
-            Fact::Grant(repository.clone()),
-            Fact::Confirmed(repository.clone(), Timestamp::from_millis(5)),
-        ];
-        let record = Arc::new(TagRecord {
-            digest: kept,
-            first_seen: Timestamp::from_millis(1),
-            checked_at: Timestamp::from_millis(2),
-            history: Vec::new(),
-            gone_at: None,
-            refused: None,
-        });
+        let (tag, gone): (Tag, Tag) = ("latest".parse().unwrap(), "gone".parse().unwrap());
+        let entry = |text: &str, algorithm| Entry {
+            digest: Digest::of(algorithm, text.as_bytes()),
+            size_bytes: 7,
+            used_at: Timestamp::from_millis(9),
+            facts: 0x1234_5678_9abc_def0,
+        };
+        let entries = [entry("a", Algorithm::Sha256), entry("b", Algorithm::Sha512), entry("c", Algorithm::Sha256)];
+        let record = Arc::new(
+            TagRecord::new(&entries[0].digest, Timestamp::from_millis(1)).confirmed(Timestamp::from_millis(2)),
+        );
         {
             let index = Index::open(&path).unwrap();
-            for digest in [&kept, &gone] {
-                index.put_content(digest, 7, Timestamp::from_millis(3)).unwrap();
-                facts.iter().for_each(|fact| index.put_fact(digest, fact).unwrap());
+            for entry in &entries {
+                let mut row = Row::default();
+                row.push(entry);
+                index.put_row(Bucket::of(&entry.digest), row).unwrap();
             }
-            index.put_use(&kept, Timestamp::from_millis(9)).unwrap();
-            index.remove_content(&gone).unwrap();
-            index.put_use(&gone, Timestamp::from_millis(9)).unwrap();
+            index.put_row(Bucket::of(&entries[2].digest), Row::default()).unwrap();
+            index.put_set(7, b"[]").unwrap();
             index.put_tag(&repository, &tag, Some(&record)).unwrap();
+            index.put_tag(&repository, &gone, Some(&record)).unwrap();
+            index.put_tag(&repository, &gone, None).unwrap();
             index.flush().unwrap();
         }
-        let catalog = Index::open(&path).unwrap().load().unwrap();
-        let mut found = Vec::new();
-        catalog.each_change(|change| match change {
-            Change::Content(digest, size, used) => assert_eq!((digest, size, used.as_millis()), (kept, 7, 9)),
-            Change::Fact(digest, fact) => found.push((digest, fact)),
-            _ => {}
-        });
-        assert_eq!(found, facts.map(|fact| (kept, fact)));
-        assert_eq!(catalog.blobs(), 1);
-        assert_eq!(catalog.tag(&repository, &tag), Some(record));
+        let index = Index::open(&path).unwrap();
+        let (mut rows, mut sets, mut tags) = (Vec::new(), Vec::new(), Vec::new());
+        index.each_row(|_, row| rows.extend(row)).unwrap();
+        index.each_set(|key, text| sets.push((key, text.to_vec()))).unwrap();
+        index.each_tag(|repository, tag, record| tags.push((repository, tag, record))).unwrap();
+        assert_eq!(rows, entries[..2]);
+        assert_eq!(sets, [(7, b"[]".to_vec())]);
+        assert_eq!(tags, [(repository, tag, TagRecord::clone(&record))]);
+    }
+
+    #[test]
+    fn a_damaged_row_is_noticed() {
+        let digest = Digest::of(Algorithm::Sha256, b"x");
+        let mut row = Row::default();
+        row.push(&Entry { digest, size_bytes: 1, used_at: Timestamp::from_millis(2), facts: 3 });
+        let (bucket, sealed) = (Bucket::of(&digest), row.sealed());
+        assert!(Row::parse(bucket, &sealed).is_some());
+        for at in 0..sealed.len() {
+            let mut flipped = sealed.clone();
+            flipped[at] ^= 4;
+            assert!(Row::parse(bucket, &flipped).is_none(), "{at}");
+            assert!(Row::parse(bucket, &sealed[..at]).is_none(), "{at}");
+        }
+        let elsewhere = Bucket { bits: [0, 0], ..bucket };
+        assert!(Row::parse(elsewhere, &sealed).is_none(), "in a wrong place");
     }
 }

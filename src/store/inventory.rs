@@ -14,9 +14,9 @@ use super::Store;
 use super::TagRecord;
 use super::Timestamp;
 use super::blocking;
-use super::catalog::Fact;
 use super::change::Change;
 use super::read::read_exact_at;
+use super::rights::Fact;
 
 /// Room on the disk, and when something goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,9 @@
-//! The journal: every change but uses, in a form that outlives a lost index and a crash.
+//! The journal: every change but uses since the last snapshot, in the order in which they were made.
 //!
-//! A text file of one record a line, `<crc32 of the rest> <json>`, only ever appended to while running. A line that is torn
-//! or damaged is skipped, for every line stands alone, and what comes after a torn one begins on a line of its own. At start it is written anew when it has grown far past what it says.
+//! A text file of one record a line, `<crc32 of the rest> <json>`, only ever appended to. A line that is torn or damaged is
+//! skipped, for every line stands alone; a torn end is cut off before more is written. When it has grown long it is moved
+//! aside, a new one begun, and a snapshot made that says what both say so far: then the one aside goes. To replay lines over
+//! a snapshot that has their effect already changes nothing once all later ones are replayed as well.
 #![expect(clippy::disallowed_methods, reason = "the journal is a file of the store")]
 
 use std::fs::File;
@@ -22,15 +24,11 @@ use crate::oci::Digest;
 use crate::oci::Repository;
 
 use super::Timestamp;
-use super::catalog::Catalog;
-use super::catalog::Fact;
-use super::catalog::TagRecord;
 use super::change::Change;
+use super::rights::Fact;
+use super::rights::FactText;
+use super::tags::TagRecord;
 
-/// Below this a journal is never written anew.
-const COMPACT_FROM_BYTES: u64 = 4 * 1024 * 1024;
-/// A journal is written anew when it is this many times as long as what it says.
-const COMPACT_RATIO: u64 = 4;
 /// Longer lines are damage.
 const MAX_LINE_BYTES: u64 = 64 * 1024;
 
@@ -47,6 +45,7 @@ enum Record {
     Confirmed(Digest, String, String, Timestamp),
     Revoke(Digest, String, String),
     Tag(String, String, String, Option<TagRecord>),
+    Checked(String, String, String, Digest, Timestamp),
 }
 
 /// The open journal.
@@ -54,31 +53,37 @@ enum Record {
 pub(super) struct Journal {
     path: PathBuf,
     file: File,
+    size_bytes: u64,
     /// The last write may have ended within a line.
     is_torn: bool,
 }
 
 impl Journal {
+    /// Opens or makes it, and cuts off what the end of a line is missing of.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         let file = File::options().create(true).read(true).append(true).open(path)?;
-        let mut last = [b'\n'];
-        if let Some(at) = file.metadata()?.len().checked_sub(1) {
-            file.read_exact_at(&mut last, at)?;
+        let size_bytes = whole_lines(&file)?;
+        if size_bytes < file.metadata()?.len() {
+            file.set_len(size_bytes)?;
         }
-        Ok(Self { path: path.to_owned(), file, is_torn: last != [b'\n'] })
+        Ok(Self { path: path.to_owned(), file, size_bytes, is_torn: false })
     }
 
-    /// Appends a change; `false` when it is of no kind that is kept.
-    pub(super) fn write(&mut self, change: &Change) -> io::Result<bool> {
-        let Some(record) = print(change) else { return Ok(false) };
-        let mut line = line(&record)?;
-        if self.is_torn {
-            line.insert(0, b'\n');
+    pub(super) fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    /// Appends changes, in one write.
+    pub(super) fn write<'a>(&mut self, changes: impl Iterator<Item = &'a Change>) -> io::Result<()> {
+        let mut lines = if self.is_torn { vec![b'\n'] } else { Vec::new() };
+        for change in changes {
+            print(change, &mut lines)?;
         }
         self.is_torn = true;
-        self.file.write_all(&line)?;
+        self.file.write_all(&lines)?;
+        self.size_bytes += lines.len() as u64;
         self.is_torn = false;
-        Ok(true)
+        Ok(())
     }
 
     /// Makes all changes so far durable.
@@ -86,92 +91,104 @@ impl Journal {
         self.file.sync_data()
     }
 
-    /// Calls `each` for every change, oldest first: how many lines were damaged.
-    pub(super) fn replay(&self, mut each: impl FnMut(Change)) -> io::Result<u64> {
-        let mut reader = BufReader::new(File::open(&self.path)?);
-        let (mut line, mut damaged) = (Vec::new(), 0);
-        loop {
-            line.clear();
-            if reader.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut line)? == 0 {
-                return Ok(damaged);
-            }
-            match parse(&line) {
-                Some(change) => each(change),
-                None => damaged += 1,
-            }
-        }
-    }
-
-    /// Writes it anew from the catalog when it has grown far past what it says.
-    pub(super) fn compact(&mut self, catalog: &Catalog) -> io::Result<()> {
-        let size_bytes = self.file.metadata()?.len();
-        if size_bytes < COMPACT_FROM_BYTES {
+    /// Moves it aside and begins a new one, unless one is aside already: that one is to be done with first.
+    pub(super) fn rotate(&mut self, aside: &Path) -> io::Result<()> {
+        if aside.exists() {
             return Ok(());
         }
-        let mut needed_bytes = 0;
-        catalog.each_change(|change| needed_bytes += print(&change).and_then(|r| line(&r).ok()).map_or(0, |l| l.len()));
-        if size_bytes < COMPACT_RATIO.saturating_mul(needed_bytes as u64) {
-            return Ok(());
-        }
-        let path = self.path.with_extension("new");
-        let written = write_anew(&path, catalog).and_then(|()| std::fs::rename(&path, &self.path));
-        if written.is_err() {
-            let _ = std::fs::remove_file(&path);
-        }
-        written?;
-        if let Some(directory) = self.path.parent() {
-            File::open(directory)?.sync_all()?;
-        }
+        self.sync()?;
+        std::fs::rename(&self.path, aside)?;
         *self = Self::open(&self.path)?;
-        Ok(())
+        sync_parent(&self.path)
     }
 }
 
-fn write_anew(path: &Path, catalog: &Catalog) -> io::Result<()> {
-    let (mut anew, mut outcome) = (io::BufWriter::new(File::create(path)?), Ok(()));
-    catalog.each_change(|change| {
-        if let (Ok(()), Some(record)) = (&outcome, print(&change)) {
-            outcome = line(&record).and_then(|line| anew.write_all(&line));
+/// Makes the names in a file's directory durable.
+pub(super) fn sync_parent(path: &Path) -> io::Result<()> {
+    path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
+}
+
+/// Calls `each` for every change that a journal tells of, oldest first: how many lines were damaged, not counting a torn
+/// last one. A journal that is not there tells of none.
+pub(super) fn replay(path: &Path, mut each: impl FnMut(Change)) -> io::Result<u64> {
+    let mut reader = match File::open(path) {
+        Ok(file) => BufReader::new(file),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        Err(error) => return Err(error),
+    };
+    let (mut line, mut damaged) = (Vec::new(), 0);
+    loop {
+        line.clear();
+        if reader.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut line)? == 0 {
+            return Ok(damaged);
         }
-    });
-    outcome?;
-    anew.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
+        match parse(&line) {
+            Some(change) => each(change),
+            None if line.last() != Some(&b'\n') && reader.fill_buf()?.is_empty() => {}
+            // An empty line is what follows a write that failed half-way.
+            None if line == b"\n" => {}
+            None => damaged += 1,
+        }
+    }
 }
 
-fn line(record: &Record) -> io::Result<Vec<u8>> {
-    let json = serde_json::to_string(record)?;
-    Ok(format!("{:08x} {json}\n", crc32fast::hash(json.as_bytes())).into_bytes())
+/// How much of a file ends with the end of a line.
+fn whole_lines(file: &File) -> io::Result<u64> {
+    let mut end = file.metadata()?.len();
+    let mut piece = vec![0; 4096];
+    while end > 0 {
+        let start = end.saturating_sub(piece.len() as u64);
+        let piece = &mut piece[..usize::try_from(end - start).unwrap_or(0)];
+        file.read_exact_at(piece, start)?;
+        if let Some(at) = piece.iter().rposition(|&byte| byte == b'\n') {
+            return Ok(start + at as u64 + 1);
+        }
+        end = start;
+    }
+    Ok(0)
 }
 
-fn print(change: &Change) -> Option<Record> {
+/// Appends the line of a change.
+pub(super) fn print(change: &Change, lines: &mut Vec<u8>) -> io::Result<()> {
+    let json = serde_json::to_string(&record(change))?;
+    writeln!(lines, "{:08x} {json}", crc32fast::hash(json.as_bytes()))
+}
+
+fn record(change: &Change) -> Record {
+    let names = |repository: &Repository| (repository.registry.to_string(), repository.name.to_string());
     match change {
-        Change::Content(digest, size_bytes, at) => Some(Record::Content(*digest, *size_bytes, *at)),
-        Change::Used(..) | Change::Checked(..) => None,
-        Change::Forget(digest) => Some(Record::Forget(*digest)),
-        Change::Fact(digest, fact) => Some(print_fact(*digest, fact)),
+        Change::Content(digest, size_bytes, at) => Record::Content(*digest, *size_bytes, *at),
+        Change::Forget(digest) => Record::Forget(*digest),
+        Change::Fact(digest, Fact::Confirmed(repository, at)) => {
+            let (registry, name) = names(repository);
+            Record::Confirmed(*digest, registry, name, *at)
+        }
+        Change::Fact(digest, Fact::MediaType(media_type)) => Record::MediaType(*digest, media_type.to_string()),
+        Change::Fact(digest, Fact::Public) => Record::Public(*digest),
+        Change::Fact(digest, Fact::Account(registry, name)) => {
+            Record::Account(*digest, registry.to_string(), name.to_string())
+        }
+        Change::Fact(digest, Fact::Grant(repository)) => {
+            let (registry, name) = names(repository);
+            Record::Grant(*digest, registry, name)
+        }
         Change::Revoke(digest, repository) => {
-            Some(Record::Revoke(*digest, repository.registry.to_string(), repository.name.to_string()))
+            let (registry, name) = names(repository);
+            Record::Revoke(*digest, registry, name)
         }
         Change::Tag(repository, tag, record) => {
-            let (registry, name) = (repository.registry.to_string(), repository.name.to_string());
-            Some(Record::Tag(registry, name, tag.to_string(), record.as_deref().cloned()))
+            let (registry, name) = names(repository);
+            Record::Tag(registry, name, tag.to_string(), record.as_deref().cloned())
+        }
+        Change::Checked(repository, tag, digest, at) => {
+            let (registry, name) = names(repository);
+            Record::Checked(registry, name, tag.to_string(), *digest, *at)
         }
     }
 }
 
-fn print_fact(digest: Digest, fact: &Fact) -> Record {
-    match fact {
-        Fact::MediaType(media_type) => Record::MediaType(digest, media_type.to_string()),
-        Fact::Public => Record::Public(digest),
-        Fact::Account(registry, name) => Record::Account(digest, registry.to_string(), name.to_string()),
-        Fact::Grant(repository) => Record::Grant(digest, repository.registry.to_string(), repository.name.to_string()),
-        Fact::Confirmed(repository, at) => {
-            Record::Confirmed(digest, repository.registry.to_string(), repository.name.to_string(), *at)
-        }
-    }
-}
-
-fn parse(line: &[u8]) -> Option<Change> {
+/// The change that a line, with its end, tells of.
+pub(super) fn parse(line: &[u8]) -> Option<Change> {
     let line = std::str::from_utf8(line).ok()?.strip_suffix('\n')?;
     let (checksum, json) = line.split_once(' ')?;
     if u32::from_str_radix(checksum, 16) != Ok(crc32fast::hash(json.as_bytes())) {
@@ -179,21 +196,23 @@ fn parse(line: &[u8]) -> Option<Change> {
     }
     let repository =
         |registry: &str, name: &str| Some(Repository { registry: registry.parse().ok()?, name: name.parse().ok()? });
+    let fact = |digest, text: FactText| Some(Change::Fact(digest, text.read()?));
     Some(match serde_json::from_str(json).ok()? {
         Record::Content(digest, size_bytes, at) => Change::Content(digest, size_bytes, at),
         Record::Forget(digest) => Change::Forget(digest),
-        Record::MediaType(digest, text) => Change::Fact(digest, Fact::MediaType(text.parse().ok()?)),
-        Record::Public(digest) => Change::Fact(digest, Fact::Public),
-        Record::Account(digest, registry, name) => {
-            Change::Fact(digest, Fact::Account(registry.parse().ok()?, name.into()))
-        }
-        Record::Grant(digest, registry, name) => Change::Fact(digest, Fact::Grant(repository(&registry, &name)?)),
+        Record::MediaType(digest, text) => fact(digest, FactText::MediaType(text))?,
+        Record::Public(digest) => fact(digest, FactText::Public)?,
+        Record::Account(digest, registry, name) => fact(digest, FactText::Account(registry, name))?,
+        Record::Grant(digest, registry, name) => fact(digest, FactText::Grant(registry, name))?,
         Record::Confirmed(digest, registry, name, at) => {
             Change::Fact(digest, Fact::Confirmed(repository(&registry, &name)?, at))
         }
         Record::Revoke(digest, registry, name) => Change::Revoke(digest, repository(&registry, &name)?),
         Record::Tag(registry, name, tag, record) => {
             Change::Tag(repository(&registry, &name)?, tag.parse().ok()?, record.map(Arc::new))
+        }
+        Record::Checked(registry, name, tag, digest, at) => {
+            Change::Checked(repository(&registry, &name)?, tag.parse().ok()?, digest, at)
         }
     })
 }
@@ -203,32 +222,60 @@ mod tests {
     use super::*;
     use crate::oci::Algorithm;
 
+    fn sizes(path: &Path) -> (Vec<u64>, u64) {
+        let mut sizes = Vec::new();
+        let damaged = replay(path, |change| match change {
+            Change::Content(_, size_bytes, _) => sizes.push(size_bytes),
+            other => panic!("{other:?}"),
+        });
+        (sizes, damaged.unwrap())
+    }
+
     #[test]
     fn skips_damaged_lines_and_keeps_the_rest() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("journal");
         let digest = Digest::of(Algorithm::Sha256, b"x");
+        let content = |size_bytes| Change::Content(digest, size_bytes, Timestamp::from_millis(9));
         let mut journal = Journal::open(&path).unwrap();
-        for size_bytes in 0..3 {
-            let at = Timestamp::from_millis(9);
-            assert!(journal.write(&Change::Content(digest, size_bytes, at)).unwrap());
-            assert!(!journal.write(&Change::Used(digest, at)).unwrap());
-        }
+        journal.write([content(0), content(1), content(2)].iter()).unwrap();
+        assert_eq!(sizes(&path), (vec![0, 1, 2], 0));
         let mut bytes = std::fs::read(&path).unwrap();
         let second_line = bytes.iter().position(|&b| b == b'\n').unwrap() + 1;
         bytes[second_line + 30] ^= 1;
         bytes.extend_from_slice(b"torn");
         std::fs::write(&path, bytes).unwrap();
-        let mut sizes = Vec::new();
-        let damaged = journal.replay(|change| match change {
-            Change::Content(_, size_bytes, _) => sizes.push(size_bytes),
-            other => panic!("{other:?}"),
-        });
-        assert_eq!((sizes, damaged.unwrap()), (vec![0, 2], 2));
+        assert_eq!(sizes(&path), (vec![0, 2], 1), "a torn end is no damage");
         let mut journal = Journal::open(&path).unwrap();
-        journal.write(&Change::Forget(digest)).unwrap();
-        let mut last = None;
-        assert_eq!(journal.replay(|change| last = Some(change)).unwrap(), 2);
-        assert!(matches!(last, Some(Change::Forget(_))), "a torn line does not eat the next one");
+        journal.write([content(3)].iter()).unwrap();
+        assert_eq!(sizes(&path), (vec![0, 2, 3], 1), "a torn line does not eat the next one");
+        assert_eq!(journal.size_bytes(), std::fs::metadata(&path).unwrap().len());
+    }
+
+    #[test]
+    fn an_end_of_zeros_is_cut_off() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("journal");
+        let content = Change::Content(Digest::of(Algorithm::Sha256, b"x"), 7, Timestamp::from_millis(9));
+        Journal::open(&path).unwrap().write([&content].into_iter()).unwrap();
+        let size_bytes = std::fs::metadata(&path).unwrap().len();
+        File::options().write(true).open(&path).unwrap().set_len(size_bytes + 100_000).unwrap();
+        assert_eq!(Journal::open(&path).unwrap().size_bytes(), size_bytes);
+        assert_eq!(sizes(&path), (vec![7], 0));
+    }
+
+    #[test]
+    fn is_moved_aside_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, aside) = (directory.path().join("journal"), directory.path().join("journal.old"));
+        let content =
+            |size_bytes| Change::Content(Digest::of(Algorithm::Sha256, b"x"), size_bytes, Timestamp::from_millis(9));
+        let mut journal = Journal::open(&path).unwrap();
+        journal.write([content(1)].iter()).unwrap();
+        journal.rotate(&aside).unwrap();
+        journal.write([content(2)].iter()).unwrap();
+        journal.rotate(&aside).unwrap();
+        journal.write([content(3)].iter()).unwrap();
+        assert_eq!((sizes(&aside), sizes(&path)), ((vec![1], 0), (vec![2, 3], 0)));
     }
 }

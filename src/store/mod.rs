@@ -4,22 +4,44 @@
 //! budget of bytes. The only place with a file system and sled in it.
 //!
 //! **Disk is the truth, the index is an index of it.** Content is a file `blobs/<algorithm>/<2 hex>/<hex>` with exactly the
-//! bytes of its digest. What is known about content (size, last use, rights, tags) lives in memory (`catalog`), is
-//! written behind to sled (`index`), and tags and grants also to a line journal (`journal`) that a rebuild can read.
-//! Nothing that a hit needs waits for sled or the journal: hits read the catalog, the memory tier and files only.
+//! bytes of its digest. What is known about it (length, last use, rights) and all tags live in memory (`catalog`): hits ask
+//! the catalog, the memory tier and files, and wait for nothing else. On disk it is written behind:
+//! - `journal`, a line for each change since the last snapshot, in their order (`journal`, `writer`);
+//! - `snapshot`, all of it at one moment, which a start reads as fast as the disk gives it (`snapshot`, `recover`);
+//! - `index`, sled's, a row for each bucket of content, kept in step by a thread of its own (`index`, `indexer`). It keeps uses
+//!   between snapshots, and it is the second source where a snapshot is damaged. Nobody waits for it, and any damage to it
+//!   costs a rebuild in the background and a line in the log.
 //!
-//! A start after a crash takes from the journal what the index had not written yet.
+//! **The order of writes.** A step begins when the one before is durable.
+//! - *Content comes*: the spool's bytes (fsync) → a second name for the same file, under `blobs/` (fsync of the directory) →
+//!   catalog: it is visible → its lines in the journal (one fsync for all that wait) → the spool's own name goes, and whoever
+//!   published is told. A crash before the second name leaves a spool, which a start keeps for a resume or removes. A crash
+//!   between it and the journal leaves a file with both names: the start takes the one under `blobs/` away again, so that
+//!   no byte is there that nobody counts, and the spool can be resumed.
+//! - *Content goes*: catalog: nobody finds it any more → its line in the journal (fsync) → the file goes → its room is free. A start
+//!   finishes what the journal says to be gone.
+//! - *A grant, or a tag that moves*: catalog → journal (fsync) → whoever said it is told. That a tag still points where it did is
+//!   written without a sync: a crash may forget it.
+//! - *A use*: catalog → the index, within a minute. It is in the snapshot too.
+//! - *A snapshot*, when the journal is long and at each stop: the journal is moved aside and a new one begun (fsync of the
+//!   directory) → the snapshot beside the old one (fsync) → in its place (rename, fsync of the directory) → everything on
+//!   the file system (syncfs), so that no file comes back that the old journal says is gone → the journal that is aside goes.
+//!   A start replays both journals over whichever snapshot there is: lines whose effect it has already change nothing once
+//!   all later ones are replayed as well.
 //!
-//! **One way in.** `begin` → [`Spool`] → lanes write, the in-order cursor hashes → [`Complete`] (carries `Verified`) →
-//! fsync of the file → rename → fsync of the directory → catalog → index. A crash between any two steps leaves either a
-//! spool, which the next start resumes or removes, or a whole blob, which a rebuild finds.
+//! **A start** reads the snapshot and the journals, neither sled nor the directories. A snapshot or a journal that is damaged is
+//! made good from what else there is: the files under `blobs/` say what content there is, the index what was known of it.
+//!
+//! **One way in.** `begin` → [`Spool`] → lanes write, the in-order cursor hashes → [`Complete`] (carries `Verified`) → publish.
 //!
 //! **A spool is a sparse file with a set of present extents and one in-order hash cursor.** Writers may come in any order
 //! and at any place; readers wait for the bytes they need next. A reader of the whole gets its last byte only after the
 //! verdict; a reader of a part may be done before it, because its client verifies what it puts together.
 //!
-//! **Room** is reserved before a download starts and converted when it is published. Above the budget the least recently
-//! used content goes, in the background, files unlinked off every lock; open files stay readable.
+//! **Room** is reserved before a download starts and converted when it is published. Above the budget (or below the room that is
+//! to stay free) the least recently used content goes, in the background, down to the low watermark, files unlinked off every
+//! lock; open files stay readable. While more is stored than the budget allows, new downloads wait a moment for eviction, and
+//! then pass through.
 //!
 //! **A pin** (`pins`) lists digests, here or not; it is a file of its own, synced before anybody is told that it holds. What
 //! is pinned is never chosen to give way and does not count as room that can be made; a pin that would not fit beside the
@@ -42,16 +64,16 @@
 //! What it must never know: HTTP, registries' endpoints, policies, status codes, configuration.
 
 mod catalog;
-#[cfg(test)]
-mod catalog_tests;
 mod change;
 mod clock;
+mod confirmed;
 mod content;
 mod engine;
 mod error;
 mod evict;
 mod health;
 mod index;
+mod indexer;
 mod inventory;
 mod journal;
 mod memory;
@@ -61,11 +83,15 @@ mod pins;
 mod purge;
 mod read;
 mod recover;
+mod rights;
 mod rot;
 mod scrub;
+mod snapshot;
 mod space;
 mod spool;
+mod table;
 mod tag;
+mod tags;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
@@ -77,6 +103,8 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
+use std::sync::Weak;
+use std::time::Duration;
 
 use crate::metrics::Metrics;
 use crate::oci::Digest;
@@ -91,11 +119,11 @@ use self::engine::Engine;
 use self::memory::Memory;
 use self::parking::Parking;
 use self::pins::Pins;
+use self::rights::Fact;
 use self::rot::Quarantine;
 use self::space::Space;
-use self::writer::IndexWriter;
+use self::writer::Writer;
 
-pub use self::catalog::{Grant, Moved, Past, Proof, Standing, TagRecord};
 pub use self::clock::Timestamp;
 pub use self::content::{Content, Document};
 pub use self::error::{BeginError, Error, OpenError};
@@ -105,12 +133,15 @@ pub use self::options::{Amount, Options};
 pub use self::pins::{Pin, PinError, PinMember, PinTarget};
 pub use self::purge::{Holder, Kept, PurgeTarget, Purged};
 pub use self::read::{ReadError, Reader};
+pub use self::rights::{Grant, Proof, Standing};
 pub use self::scrub::Scrub;
 pub use self::spool::{Complete, FinishError, Growing, Lane, Spool, Want, WriteError};
+pub use self::tags::{Moved, Past, TagRecord};
 pub use self::verify::{Problem, Rotten, Verification, VerifyError, VerifyOptions, VerifyStep, verify};
 
 /// Digests that share a lock for their changes.
 const CHANGE_STRIPES: usize = 64;
+const WATCH_EVERY: Duration = Duration::from_secs(10);
 
 /// The store. Cheap to clone.
 #[derive(Clone)]
@@ -122,13 +153,13 @@ struct Inner {
     engine: Engine,
     /// One digest's file and catalog entry change together. Taken on blocking threads only, before any other lock.
     changing: [Mutex<()>; CHANGE_STRIPES],
-    catalog: Catalog,
+    catalog: Arc<Catalog>,
     memory: Memory,
     parking: Parking,
     pins: Pins,
     quarantine: Quarantine,
     space: Arc<Space>,
-    writer: IndexWriter,
+    writer: Writer,
     metrics: Metrics,
 }
 
@@ -157,7 +188,7 @@ impl Store {
         let space = Arc::new(Space::new(options, &engine, metrics.clone())?);
         space.adopt(recovered.catalog.stored_bytes());
         let spools = |source| OpenError::Directory { path: options.path.clone(), source };
-        let parking = Parking::open(&engine, &space).map_err(spools)?;
+        let parking = Parking::open(&engine, &space, &recovered.catalog).map_err(spools)?;
         let pins = engine.pin_records().and_then(|records| Pins::open(records, &recovered.catalog)).map_err(spools)?;
         space.hold(pins.held_bytes());
         let inner = Arc::new(Inner {
@@ -166,7 +197,12 @@ impl Store {
             pins,
             quarantine: Quarantine::open(&engine, &space),
             memory: Memory::new(options.memory_cache_bytes),
-            writer: IndexWriter::start(recovered.index, recovered.journal)?,
+            writer: Writer::start(
+                engine.clone(),
+                recovered.catalog.clone(),
+                recovered.journal,
+                recovered.is_snapshot_due,
+            )?,
             catalog: recovered.catalog,
             engine,
             space,
@@ -176,6 +212,7 @@ impl Store {
         store.report();
         tokio::spawn(evict::run(Arc::downgrade(&store.inner)));
         tokio::spawn(health::watch(Arc::downgrade(&store.inner)));
+        tokio::spawn(watch(Arc::downgrade(&store.inner)));
         Ok(store)
     }
 
@@ -229,7 +266,7 @@ impl Store {
     /// Makes verified content visible, granted to the repository that it was fetched from. After this returns it survives
     /// a crash.
     pub async fn publish(&self, complete: Complete, repository: &Repository, proof: &Proof) -> Result<(), Error> {
-        content::publish(&self.inner, complete, Catalog::facts(repository, proof, Timestamp::now())).await?;
+        content::publish(&self.inner, complete, Fact::of_proof(repository, proof, Timestamp::now())).await?;
         self.report();
         Ok(())
     }
@@ -242,7 +279,7 @@ impl Store {
         repository: &Repository,
         proof: &Proof,
     ) -> Result<(), Error> {
-        let facts = Catalog::facts(repository, proof, Timestamp::now());
+        let facts = Fact::of_proof(repository, proof, Timestamp::now());
         content::put_document(&self.inner, verified, document.bytes, document.media_type, repository, facts).await?;
         self.report();
         Ok(())
@@ -257,7 +294,7 @@ impl Store {
     pub async fn forget(&self, digest: &Digest) -> bool {
         let (inner, digest) = (self.inner.clone(), *digest);
         let is_out = blocking(move || {
-            content::forget(&inner, &digest);
+            content::forget(&inner, &[digest]);
             inner.catalog.size_bytes(&digest).is_none()
         });
         let is_out = is_out.await;
@@ -285,7 +322,7 @@ impl Store {
     /// Takes back the right of this repository to content that is not public.
     pub async fn revoke(&self, repository: &Repository, digest: &Digest) {
         if self.inner.catalog.revoke(repository, digest) {
-            self.inner.writer.send(Change::Revoke(*digest, repository.clone())).await;
+            self.inner.writer.record(vec![Change::Revoke(*digest, repository.clone())]).await;
         }
     }
 
@@ -293,15 +330,16 @@ impl Store {
     pub async fn revoke_all(&self, repository: &Repository) -> usize {
         let (inner, of) = (self.inner.clone(), repository.clone());
         let revoked = blocking(move || inner.catalog.revoke_all(&of)).await;
-        for digest in &revoked {
-            self.inner.writer.send(Change::Revoke(*digest, repository.clone())).await;
+        let changes: Vec<Change> = revoked.iter().map(|digest| Change::Revoke(*digest, repository.clone())).collect();
+        if !changes.is_empty() {
+            self.inner.writer.record(changes).await;
         }
         revoked.len()
     }
 
     /// Records that this repository may serve this content. Without the content it means nothing and is not kept.
     pub async fn grant(&self, repository: &Repository, digest: &Digest, proof: &Proof) {
-        content::learn(&self.inner, digest, Catalog::facts(repository, proof, Timestamp::now())).await;
+        content::learn(&self.inner, digest, Fact::of_proof(repository, proof, Timestamp::now())).await;
     }
 
     // === Tags ===
@@ -320,11 +358,14 @@ impl Store {
     pub async fn point_tag(&self, repository: &Repository, tag: &Tag, digest: &Digest) -> Moved {
         let (record, moved) = self.inner.catalog.point_tag(repository, tag, digest, Timestamp::now());
         let (repository, tag) = (repository.clone(), tag.clone());
-        let change = match moved {
-            Moved::Unchanged => Change::Checked(repository, tag, record),
-            Moved::New | Moved::From(_) => Change::Tag(repository, tag, Some(record)),
-        };
-        self.inner.writer.send(change).await;
+        match moved {
+            Moved::Unchanged => {
+                self.inner.writer.mention(Change::Checked(repository, tag, *digest, record.checked_at)).await;
+            }
+            Moved::New | Moved::From(_) => {
+                self.inner.writer.record(vec![Change::Tag(repository, tag, Some(record))]).await;
+            }
+        }
         moved
     }
 
@@ -338,11 +379,11 @@ impl Store {
         });
         let Some(record) = changed else { return false };
         let (repository, tag) = (repository.clone(), tag.clone());
-        let change = match is_news {
-            true => Change::Tag(repository, tag, Some(record)),
-            false => Change::Checked(repository, tag, record),
-        };
-        self.inner.writer.send(change).await;
+        let change = Change::Tag(repository, tag, Some(record));
+        match is_news {
+            true => drop(self.inner.writer.record(vec![change]).await),
+            false => self.inner.writer.mention(change).await,
+        }
         is_news
     }
 
@@ -353,7 +394,7 @@ impl Store {
         }
         let changed = self.inner.catalog.change_tag(repository, tag, |record| record.gone(Timestamp::now()));
         if let Some(record) = changed {
-            self.inner.writer.send(Change::Tag(repository.clone(), tag.clone(), Some(record))).await;
+            self.inner.writer.record(vec![Change::Tag(repository.clone(), tag.clone(), Some(record))]).await;
         }
     }
 
@@ -413,11 +454,9 @@ impl Store {
         Stats { stored_bytes, blobs, reserved_bytes, max_bytes, pinned_bytes: self.inner.pins.held_bytes() }
     }
 
-    /// Writes what is still to be written to the index and closes it. Later changes are lost.
+    /// Writes what is still to be written, and ends. Later changes are lost.
     pub async fn close(&self) {
-        if self.inner.writer.close().await {
-            recover::mark_clean(&self.inner.engine);
-        }
+        self.inner.writer.close().await;
     }
 
     /// What is wrong with the disk, and when that changes. Content is passed through, not kept, until it recovers, which
@@ -444,6 +483,15 @@ impl Inner {
     fn changing(&self, digest: &Digest) -> MutexGuard<'_, ()> {
         let stripe = digest.as_bytes().first().map_or(0, |&byte| usize::from(byte) % CHANGE_STRIPES);
         self.changing[stripe].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Looks after the index, until the store is gone.
+async fn watch(store: Weak<Inner>) {
+    loop {
+        tokio::time::sleep(WATCH_EVERY).await;
+        let Some(inner) = store.upgrade() else { return };
+        blocking(move || inner.writer.watch()).await;
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::MutexGuard;
 use std::sync::PoisonError;
 
 use super::Timestamp;
+use super::catalog::Catalog;
 use super::engine::Engine;
 use super::engine::Parked;
 use super::engine::SpoolFile;
@@ -34,9 +35,9 @@ struct Lot {
 
 impl Parking {
     /// Takes stock of what an earlier run left, as far as there is room.
-    pub(super) fn open(engine: &Engine, space: &Arc<Space>) -> std::io::Result<Self> {
+    pub(super) fn open(engine: &Engine, space: &Arc<Space>, catalog: &Catalog) -> std::io::Result<Self> {
         let parking = Self { engine: engine.clone(), lots: Mutex::default() };
-        for parked in engine.take_stock()? {
+        for parked in engine.take_stock(|digest| catalog.size_bytes(digest).is_some())? {
             match space.reserve(parked.prefix_bytes) {
                 Ok(mut reservation) => {
                     reservation.wrote(parked.prefix_bytes);

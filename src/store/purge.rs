@@ -15,11 +15,11 @@ use crate::oci::Tag;
 use crate::oci::outline;
 
 use super::Inner;
-use super::catalog::Fact;
 use super::change::Change;
 use super::content;
 use super::pins::PinTarget;
 use super::read::read_exact_at;
+use super::rights::Fact;
 
 /// What to purge.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,9 +105,10 @@ pub(super) fn purge(inner: &Inner, target: &PurgeTarget) -> Purged {
         }
         PurgeTarget::Content(digest) => survey.claims_where(|candidate, _| candidate == digest),
     };
+    let mut changes = Vec::new();
     for (repository, tag) in &purged.tags {
         if inner.catalog.forget_tag(repository, tag) {
-            inner.writer.tell(Change::Tag(repository.clone(), tag.clone(), None));
+            changes.push(Change::Tag(repository.clone(), tag.clone(), None));
         }
     }
     let mut touched: Vec<Digest> = holders.keys().copied().collect();
@@ -117,29 +118,33 @@ pub(super) fn purge(inner: &Inner, target: &PurgeTarget) -> Purged {
     for (digest, repository) in claims {
         touched.push(digest);
         if inner.catalog.purge_grant(&digest, &repository) {
-            inner.writer.tell(Change::Revoke(digest, repository.clone()));
+            changes.push(Change::Revoke(digest, repository.clone()));
         }
         if let Some(known) = survey.contents.get_mut(&digest) {
             known.repositories.retain(|candidate| *candidate != repository);
         }
         inner.parking.discard(&digest, &repository);
     }
+    inner.writer.tell(changes, None).wait();
     touched.sort_unstable();
     touched.dedup();
+    let mut going = Vec::new();
     for digest in touched {
         let Some(known) = survey.contents.get(&digest) else { continue };
         let mut by = holders.remove(&digest).unwrap_or_default();
         by.extend(known.repositories.iter().filter(|other| !is_of(target, other)).cloned().map(Holder::Repository));
         by.extend(pins.get(&digest).into_iter().flatten().cloned().map(Holder::Pin));
-        if by.is_empty() {
-            match content::forget(inner, &digest) {
-                Some(size_bytes) => purged.removed.push((digest, size_bytes)),
-                None if inner.catalog.size_bytes(&digest).is_some() => by.push(Holder::Disk),
-                None => {}
-            }
+        match by.is_empty() {
+            true => going.push((digest, known.size_bytes)),
+            false => purged.kept.push(Kept { digest, size_bytes: known.size_bytes, by }),
         }
-        if !by.is_empty() {
-            purged.kept.push(Kept { digest, size_bytes: known.size_bytes, by });
+    }
+    let digests: Vec<Digest> = going.iter().map(|(digest, _)| *digest).collect();
+    content::forget(inner, &digests);
+    for (digest, size_bytes) in going {
+        match inner.catalog.size_bytes(&digest) {
+            None => purged.removed.push((digest, size_bytes)),
+            Some(_) => purged.kept.push(Kept { digest, size_bytes, by: vec![Holder::Disk] }),
         }
     }
     inner.memory.let_go();
@@ -180,7 +185,9 @@ impl Survey {
                 survey.contents.entry(digest).or_default().repositories.push(repository);
             }
             Change::Fact(digest, Fact::MediaType(_)) => survey.contents.entry(digest).or_default().is_document = true,
-            Change::Tag(repository, tag, Some(record)) => survey.tags.push((repository, tag, record.digest)),
+            Change::Tag(repository, tag, Some(record)) if record.gone_at.is_none() => {
+                survey.tags.push((repository, tag, record.digest))
+            }
             _ => {}
         });
         survey

@@ -1,9 +1,11 @@
 //! Room: what is stored, what is promised to downloads, and when something has to go.
 
 use std::sync::Arc;
+use std::sync::Condvar;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
+use std::time::Duration;
 
 use tokio::sync::Notify;
 
@@ -17,6 +19,8 @@ use crate::metrics::Metrics;
 
 /// Eviction goes on down to this share of the budget, so that it does not run for every blob.
 const LOW_WATERMARK_PERCENT: u64 = 95;
+/// Longest wait for eviction to catch up.
+const ROOM_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The budget of bytes, and what counts against it.
 #[derive(Debug)]
@@ -27,6 +31,7 @@ pub(super) struct Space {
     used: Mutex<Used>,
     pressure: Notify,
     health: Health,
+    released: Condvar,
 }
 
 #[derive(Debug, Default)]
@@ -66,6 +71,7 @@ impl Space {
             used: Mutex::default(),
             pressure: Notify::new(),
             health: Health::new(metrics),
+            released: Condvar::new(),
         })
     }
 
@@ -119,6 +125,20 @@ impl Space {
     pub(super) fn release(&self, bytes: u64) {
         let mut used = self.used();
         used.stored_bytes = used.stored_bytes.saturating_sub(bytes);
+        self.released.notify_all();
+    }
+
+    /// Waits until no more is stored than the budget allows; not when that would take long. Blocks.
+    ///
+    /// Whoever downloads asks this first: so what is stored exceeds the budget by what was in flight at most.
+    pub(super) fn wait_until_within(&self) -> Result<(), BeginError> {
+        let is_over = |used: &mut Used| used.stored_bytes > self.max_bytes;
+        let waited = self.released.wait_timeout_while(self.used(), ROOM_TIMEOUT, is_over);
+        let used = waited.unwrap_or_else(PoisonError::into_inner).0;
+        match used.stored_bytes.saturating_sub(self.max_bytes) {
+            0 => Ok(()),
+            wanted_bytes => Err(BeginError::NoRoom { wanted_bytes, available_bytes: 0 }),
+        }
     }
 
     /// Sets how much of what is stored is pinned.
@@ -142,12 +162,16 @@ impl Space {
     /// How many bytes should go now.
     pub(super) fn excess_bytes(&self) -> u64 {
         let used = self.used();
-        let total_bytes = used.stored_bytes + used.reserved_bytes;
+        let (stored_bytes, total_bytes) = (used.stored_bytes, used.stored_bytes + used.reserved_bytes);
         let wanted_free_bytes = self.min_free_bytes + used.pending_bytes();
         drop(used);
-        let over_budget =
-            if total_bytes > self.max_bytes { total_bytes - self.max_bytes / 100 * LOW_WATERMARK_PERCENT } else { 0 };
-        over_budget.max(wanted_free_bytes.saturating_sub(self.free_bytes()))
+        let low_bytes = |bytes: u64| bytes / 100 * LOW_WATERMARK_PERCENT;
+        let over_budget = if total_bytes > self.max_bytes { total_bytes - low_bytes(self.max_bytes) } else { 0 };
+        let over_disk = match wanted_free_bytes.saturating_sub(self.free_bytes()) {
+            0 => 0,
+            short_bytes => short_bytes + (stored_bytes - low_bytes(stored_bytes)),
+        };
+        over_budget.max(over_disk)
     }
 
     /// Waits until something may have to go.

@@ -1,6 +1,7 @@
 //! The store as its users see it: what goes in comes out, survives a restart, and gives way when room is short.
 #![expect(clippy::disallowed_methods, reason = "tests damage files behind the store's back")]
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use bytes::Bytes;
@@ -180,8 +181,12 @@ async fn a_damaged_index_is_set_aside() {
     }
     let store = reopened(directory.path()).await;
     assert!(store.content(&blob).await.unwrap().is_some());
-    let names = std::fs::read_dir(directory.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
-    assert!(names.into_iter().any(|name| name.starts_with("index.bad-")));
+    let is_aside = |entry: std::io::Result<std::fs::DirEntry>| {
+        entry.unwrap().file_name().to_string_lossy().starts_with("index.bad-")
+    };
+    while !std::fs::read_dir(directory.path()).unwrap().any(is_aside) {
+        tokio::task::yield_now().await;
+    }
 }
 
 #[tokio::test]
@@ -311,4 +316,74 @@ async fn a_file_that_is_gone_or_shorter_is_absent() {
     }
     assert_eq!(store.stats().stored_bytes, 0);
     assert_eq!(put(&store, 1, 100_000).await, blobs[0], "and can come again");
+}
+
+/// Eight at once, into a store that is always full.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_stored_exceeds_the_budget_by_what_is_in_flight_at_most() {
+    const MAX_BYTES: u64 = 2_000_000;
+    const SIZE_BYTES: u64 = 100_000;
+    const TASKS: u64 = 8;
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path(), MAX_BYTES);
+    let mut putting = tokio::task::JoinSet::new();
+    for task in 0..TASKS {
+        let store = store.clone();
+        putting.spawn(async move {
+            for index in 0..25u64 {
+                let mut bytes = vec![0; usize::try_from(SIZE_BYTES).unwrap()];
+                bytes[..16].copy_from_slice(&(u128::from(task) << 64 | u128::from(index)).to_le_bytes());
+                let digest = Digest::of(Algorithm::Sha256, &bytes);
+                let spool = match store.begin(&digest, Some(SIZE_BYTES), &repository()).await {
+                    Ok(spool) => spool,
+                    // Eviction is slow here: then it passes through.
+                    Err(super::BeginError::NoRoom { .. }) => continue,
+                    Err(error) => panic!("{error}"),
+                };
+                spool.lane(0).write(vec![bytes.into()]).await.unwrap();
+                store.publish(spool.finish().await.unwrap(), &repository(), &Proof::Confirmed).await.unwrap();
+                let stored_bytes = store.stats().stored_bytes;
+                assert!(stored_bytes <= MAX_BYTES + TASKS * SIZE_BYTES, "{stored_bytes}");
+            }
+        });
+    }
+    putting.join_all().await;
+    let stats = store.stats();
+    assert!(stats.blobs >= 10, "{stats:?}");
+}
+
+#[tokio::test]
+async fn a_use_is_remembered_over_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path(), 1 << 30);
+    let old = put(&store, 1, 1000).await;
+    tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+    let new = put(&store, 2, 1000).await;
+    tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+    store.content(&old).await.unwrap();
+    store.close().await;
+    drop(store);
+    let store = reopened(directory.path()).await;
+    assert_eq!(store.inner.catalog.least_recently_used(1, 10, &HashSet::new()), [new]);
+}
+
+/// A kill takes the snapshot that a stop makes: then uses are in the index.
+#[tokio::test]
+async fn a_use_is_in_the_index() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path(), 1 << 30);
+    let old = put(&store, 1, 1000).await;
+    tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+    let new = put(&store, 2, 1000).await;
+    let journal = std::fs::read(directory.path().join("journal")).unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+    store.content(&old).await.unwrap();
+    store.close().await;
+    drop(store);
+    std::fs::remove_file(directory.path().join("snapshot")).unwrap();
+    std::fs::write(directory.path().join("journal"), journal).unwrap();
+    let store = reopened(directory.path()).await;
+    while store.inner.catalog.least_recently_used(1, 10, &HashSet::new()) != [new] {
+        tokio::task::yield_now().await;
+    }
 }

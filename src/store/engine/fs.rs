@@ -13,6 +13,7 @@ use std::sync::atomic::Ordering;
 
 use rustix::fs::StatVfsMountFlags;
 
+use crate::oci::Algorithm;
 use crate::oci::Digest;
 use crate::oci::Repository;
 use crate::oci::Verified;
@@ -50,11 +51,10 @@ pub(crate) struct SpoolFile {
 }
 
 /// A published blob, as a listing of the directory shows it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(crate) struct Listed {
     pub(crate) digest: Digest,
-    pub(crate) size_bytes: u64,
-    pub(crate) modified_at: Timestamp,
+    entry: fs::DirEntry,
 }
 
 impl FsEngine {
@@ -99,9 +99,12 @@ impl FsEngine {
         &self.layout
     }
 
-    /// The one way to a visible blob: sync, rename, sync of the directory. The proof names it.
-    pub(crate) fn publish(&self, mut spool: SpoolFile, proof: &Verified) -> io::Result<()> {
-        let directory = self.layout.fan_out(proof.digest());
+    /// The one way to a visible blob: sync, second name, sync of the directory. The proof names it.
+    ///
+    /// The spool keeps its name as well, until it is dropped: as long as a file has both, a start can tell that the
+    /// publication was not noted yet. A file system without second names has to make do with a rename.
+    pub(crate) fn publish(&self, spool: &mut SpoolFile, proof: &Verified) -> io::Result<()> {
+        let (directory, path) = (self.layout.fan_out(proof.digest()), self.layout.blob(proof.digest()));
         let is_new = !directory.is_dir();
         if is_new {
             fs::create_dir_all(&directory)?;
@@ -110,8 +113,17 @@ impl FsEngine {
             seal::seal(&spool.file)?;
         }
         spool.file.sync_all()?;
-        fs::rename(&spool.path, self.layout.blob(proof.digest()))?;
-        spool.is_litter = false;
+        let linked = match fs::hard_link(&spool.path, &path) {
+            // Nobody knows of it any more, or it would not be published.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                fs::remove_file(&path).and_then(|()| fs::hard_link(&spool.path, &path))
+            }
+            linked => linked,
+        };
+        if linked.is_err() {
+            fs::rename(&spool.path, &path)?;
+            spool.is_litter = false;
+        }
         let mut synced = sync_directory(&directory);
         if is_new {
             synced = synced.and_then(|()| sync_directory(&self.layout.algorithm(proof.digest().algorithm())));
@@ -163,22 +175,20 @@ impl FsEngine {
         rustix::fs::statvfs(self.layout.root()).is_ok_and(|stat| stat.f_flag.contains(StatVfsMountFlags::RDONLY))
     }
 
-    /// Calls `each` for every published blob. Files that are none are left alone.
-    pub(crate) fn list(&self, mut each: impl FnMut(Listed)) -> io::Result<()> {
+    /// Calls `each` for every directory of published blobs: its algorithm, the first byte of its digests, and what is in it.
+    /// Files that are no blobs are left alone.
+    pub(crate) fn list(&self, mut each: impl FnMut(Algorithm, u8, Vec<Listed>)) -> io::Result<()> {
         for algorithm in ALGORITHMS {
-            for fan_out in fs::read_dir(self.layout.algorithm(algorithm))? {
-                let fan_out = fan_out?;
-                if !fan_out.file_type()?.is_dir() {
-                    continue;
+            for first in 0..=u8::MAX {
+                let entries = match fs::read_dir(self.layout.algorithm(algorithm).join(format!("{first:02x}"))) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                    entries => entries?,
+                };
+                let mut listed = Vec::new();
+                for entry in entries {
+                    listed.extend(Listed::of(algorithm, entry?));
                 }
-                for entry in fs::read_dir(fan_out.path())? {
-                    let entry = entry?;
-                    let name = entry.file_name();
-                    let text = format!("{}:{}", algorithm.as_str(), name.to_string_lossy());
-                    let (Ok(digest), Ok(metadata)) = (text.parse(), entry.metadata()) else { continue };
-                    let modified_at = Timestamp::from_system(metadata.modified()?);
-                    each(Listed { digest, size_bytes: metadata.len(), modified_at });
-                }
+                each(algorithm, first, listed);
             }
         }
         Ok(())
@@ -210,14 +220,37 @@ impl FsEngine {
         self.layout.journal()
     }
 
-    /// A file that stands while the store is open: when it is found at start, the last stop was not clean.
-    pub(crate) fn running_marker_path(&self) -> PathBuf {
-        self.layout.running_marker()
+    /// The file of the journal before the current one.
+    pub(crate) fn old_journal_path(&self) -> PathBuf {
+        self.layout.old_journal()
     }
 
-    /// A file that stands while the index is being opened: when it is found at start, the last open never ended.
-    pub(crate) fn index_marker_path(&self) -> PathBuf {
-        self.layout.index_marker()
+    /// The snapshot's file.
+    pub(crate) fn snapshot_path(&self) -> PathBuf {
+        self.layout.snapshot()
+    }
+
+    /// Removes the journal before the current one: the snapshot says what it said. What it said to be gone is gone for good
+    /// before that.
+    pub(crate) fn forget_old_journal(&self) -> io::Result<()> {
+        let root = File::open(self.layout.root())?;
+        rustix::fs::syncfs(&root)?;
+        ignore_absent(fs::remove_file(self.layout.old_journal()))?;
+        root.sync_all()
+    }
+}
+
+impl Listed {
+    fn of(algorithm: Algorithm, entry: fs::DirEntry) -> Option<Self> {
+        let name = entry.file_name();
+        let digest = format!("{}:{}", algorithm.as_str(), name.to_str()?).parse().ok()?;
+        Some(Self { digest, entry })
+    }
+
+    /// Its length, and when it was published; `None` when it is no file, or gone.
+    pub(crate) fn stat(&self) -> Option<(u64, Timestamp)> {
+        let metadata = self.entry.metadata().ok().filter(fs::Metadata::is_file)?;
+        Some((metadata.len(), Timestamp::from_system(metadata.modified().ok()?)))
     }
 }
 

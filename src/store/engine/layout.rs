@@ -29,6 +29,10 @@ impl SpoolStem {
         Self { digest: *digest, owner }
     }
 
+    pub(super) fn digest(&self) -> &Digest {
+        &self.digest
+    }
+
     /// Of a file name, with what follows the stem.
     pub(super) fn parse(name: &str) -> Option<(Self, &str)> {
         let mut parts = name.splitn(3, '.');
@@ -116,15 +120,16 @@ impl Layout {
         self.root.join("index")
     }
 
-    pub(super) fn index_marker(&self) -> PathBuf {
-        self.root.join("index.opening")
-    }
-
-    pub(super) fn running_marker(&self) -> PathBuf {
-        self.root.join("running")
-    }
-
     pub(super) fn journal(&self) -> PathBuf {
         self.root.join("journal")
+    }
+
+    /// The journal before the current one, while a snapshot is made of what it says.
+    pub(super) fn old_journal(&self) -> PathBuf {
+        self.root.join("journal.old")
+    }
+
+    pub(super) fn snapshot(&self) -> PathBuf {
+        self.root.join("snapshot")
     }
 }

@@ -13,7 +13,7 @@ mod spools;
 
 pub(super) use self::audit::Audit;
 pub(super) use self::check::{Check, check};
-pub(super) use self::fs::{FsEngine as Engine, SpoolFile};
+pub(super) use self::fs::{FsEngine as Engine, Listed, SpoolFile};
 pub(super) use self::layout::SpoolStem;
 pub(super) use self::quarantine::{Removal, limit_bytes as quarantine_limit_bytes};
 pub(super) use self::records::Records;

@@ -8,6 +8,7 @@
 use std::fs;
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,8 +40,9 @@ pub(crate) struct Parked {
 }
 
 impl FsEngine {
-    /// Takes stock of the spools of an earlier run: keeps what can be resumed, removes the rest.
-    pub(crate) fn take_stock(&self) -> io::Result<Vec<Parked>> {
+    /// Takes stock of the spools of an earlier run: keeps what can be resumed, removes the rest. A spool that is a blob as
+    /// well was just being published: when that was not noted, it is as if it had not begun.
+    pub(crate) fn take_stock(&self, is_known: impl Fn(&Digest) -> bool) -> io::Result<Vec<Parked>> {
         let mut kept: Vec<Parked> = Vec::new();
         for entry in fs::read_dir(self.layout().spools())? {
             let entry = entry?;
@@ -49,7 +51,7 @@ impl FsEngine {
             if !entry.file_type()?.is_file() {
                 continue;
             }
-            match self.adopt(&path) {
+            match self.adopt(&path, &is_known) {
                 Ok(Some(parked)) if kept.iter().any(|other| other.stem == parked.stem) => continue,
                 Ok(Some(parked)) => {
                     kept.push(parked);
@@ -66,11 +68,17 @@ impl FsEngine {
     }
 
     /// Makes a spool file of an earlier run a parked one, if it is worth it.
-    fn adopt(&self, path: &Path) -> io::Result<Option<Parked>> {
+    fn adopt(&self, path: &Path, is_known: impl Fn(&Digest) -> bool) -> io::Result<Option<Parked>> {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let Some((stem, ending)) = SpoolStem::parse(&name) else { return Ok(None) };
         let parked_path = self.layout().parked(&stem);
         let file = File::options().read(true).write(true).open(path)?;
+        if file.metadata()?.nlink() > 1 {
+            if is_known(stem.digest()) {
+                return Ok(None);
+            }
+            self.remove(stem.digest())?;
+        }
         let modified_at = Timestamp::from_system(file.metadata()?.modified()?);
         let prefix_bytes = if ending == PARKED { file.metadata()?.len() } else { certain_prefix(&file)? };
         let is_stale = Timestamp::now().since(modified_at) > MAX_AGE;
