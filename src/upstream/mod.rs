@@ -33,6 +33,8 @@ mod wire;
 #[cfg(test)]
 mod failover_tests;
 #[cfg(test)]
+mod silence_tests;
+#[cfg(test)]
 pub(crate) mod tests;
 
 use std::cell::LazyCell;

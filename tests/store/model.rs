@@ -70,7 +70,7 @@ pub(crate) async fn open(path: &Path, max_bytes: u64) -> Store {
 pub(crate) async fn read(content: &Content) -> Vec<u8> {
     let (mut reader, mut bytes) = (content.read(None), Vec::new());
     while let Some(piece) = reader.next().await {
-        bytes.extend_from_slice(&piece.unwrap());
+        bytes.extend_from_slice(&piece.unwrap().into_bytes().unwrap());
     }
     bytes
 }
