@@ -33,7 +33,7 @@ impl World {
     async fn start() -> Self {
         let (private, evil) = (ScriptedRegistry::start().await, ScriptedRegistry::start().await);
         let secret = sample(1, SIZE);
-        let image = private.image("team/secret", "latest", &[secret.clone()]);
+        let image = private.image("team/secret", "latest", std::slice::from_ref(&secret));
         // Somebody else's content, which the account can read as well.
         private.image("team/other", "latest", &[sample(2, 10)]);
         private.require(Auth::Basic(USER, PASSWORD));

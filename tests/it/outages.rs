@@ -186,7 +186,7 @@ async fn a_registry_without_referrers_is_asked_once_in_a_while() {
 async fn shared_layers_of_a_cached_image_are_served_in_an_outage() {
     let upstream = ScriptedRegistry::start().await;
     let base = sample(10, 50_000);
-    let first = upstream.image("team/first", "latest", &[base.clone()]);
+    let first = upstream.image("team/first", "latest", std::slice::from_ref(&base));
     let second = upstream.image("team/second", "latest", &[base.clone(), sample(11, 10)]);
     let proxy = Proxy::of(&upstream).start().await;
     let layer = &first.layers[0].0;
