@@ -140,7 +140,7 @@ fn images(page: &Images) -> String {
             text::size(image.size_bytes),
             text::size(image.shared_bytes),
             image.last_used.as_deref().map_or_else(|| "-".to_owned(), text::ago),
-            state.to_owned(),
+            if image.pinned { format!("{state}, pinned") } else { state.to_owned() },
         ]
     };
     let columns = [
@@ -186,8 +186,8 @@ fn stats(status: &Status, fills: &[Fill]) -> String {
     let mut line = |name: &str, value: String| {
         let _ = writeln!(out, "{name:<12}{value}");
     };
-    let hits = format!("{} of them without the registry's content", text::percent(traffic.hits, traffic.requests));
-    line("Requests", format!("{}, {hits}", text::count(traffic.requests)));
+    line("Requests", text::count(traffic.requests));
+    line("Hits", format!("{} ({})", text::count(traffic.hits), text::percent(traffic.hits, traffic.requests)));
     line("Sent", text::size(traffic.sent_bytes));
     line("Downloaded", text::size(traffic.upstream_bytes));
     line("Saved", text::size(traffic.saved_bytes));

@@ -178,7 +178,7 @@ fn why(why: &Why) -> String {
             let _ = writeln!(out, "{name:<14}{value}");
         }
     };
-    let until = |at: &Option<String>| at.as_deref().map(|at| format!("{} ({at})", text::until(at)));
+    let until = |at: &Option<String>| at.as_deref().map(|at| format!("until {at}, {}", text::until(at)));
     line("Digest", why.digest.clone());
     line("Size", why.size_bytes.map(text::size));
     line(
@@ -294,7 +294,9 @@ fn state(upstream: &Upstream) -> String {
     match (down, said) {
         (0, _) => "ok".to_owned(),
         (down, said) if down == upstream.endpoints.len() => {
-            said.map_or("down".to_owned(), |said| format!("down: {said}"))
+            // The last link of the chain says what happened; all of it is in the JSON.
+            let cause = said.and_then(|said| said.rsplit(": ").next());
+            cause.map_or("down".to_owned(), |cause| format!("down: {cause}"))
         }
         (down, _) => format!("{down} of {} endpoints down", upstream.endpoints.len()),
     }

@@ -83,15 +83,14 @@ const HEX: &[u8; 16] = b"0123456789abcdef";
 
 impl Text {
     fn of(digest: &Digest) -> Self {
-        let (mut bytes, mut size_bytes) = ([0; MAX_TEXT_BYTES], 0);
-        let digits = digest.as_bytes().iter().flat_map(|byte| [byte >> 4, byte & 15]);
-        let digits = digits.map(|digit| HEX[usize::from(digit)]);
-        let name = digest.algorithm().as_str().bytes();
-        for (place, byte) in bytes.iter_mut().zip(name.chain([b':']).chain(digits)) {
-            *place = byte;
-            size_bytes += 1;
+        let mut bytes = [b':'; MAX_TEXT_BYTES];
+        let name = digest.algorithm().as_str().as_bytes();
+        bytes[..name.len()].copy_from_slice(name);
+        let (digits, _) = bytes[name.len() + 1..].as_chunks_mut::<2>();
+        for (digits, byte) in digits.iter_mut().zip(digest.as_bytes()) {
+            *digits = [HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]];
         }
-        Self { bytes, size_bytes }
+        Self { bytes, size_bytes: name.len() + 1 + 2 * digest.as_bytes().len() }
     }
 
     fn as_str(&self) -> &str {

@@ -320,7 +320,7 @@ const FILE_BYTES: usize = 5_000_003;
 
 /// A file, and what is in it.
 fn file() -> (Arc<File>, Vec<u8>) {
-    let content: Vec<u8> = (0..FILE_BYTES as u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let content: Vec<u8> = (0..FILE_BYTES).map(|n| n.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_le_bytes()[7]).collect();
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(&content).unwrap();
     (Arc::new(file), content)

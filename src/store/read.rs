@@ -103,7 +103,7 @@ impl Reader {
     /// The next piece, read where it is in a file.
     pub(super) async fn next_bytes(&mut self) -> Option<Result<Bytes, ReadError>> {
         let next = self.next().await?;
-        Some(next.and_then(|piece| piece.into_bytes().map_err(ReadError::of_disk)))
+        Some(next.and_then(|piece| piece.into_bytes().map_err(|error| ReadError::of_disk(&error))))
     }
 }
 
@@ -114,12 +114,12 @@ async fn next_piece(file: &Arc<File>, range: Range<u64>) -> Result<Piece, ReadEr
     let next = FileRange::new(file.clone(), range.start..end);
     if next.size_bytes() < SMALL_PIECE_BYTES {
         if let Some(read) = next.read_cached() {
-            return read.map(Piece::Bytes).map_err(ReadError::of_disk);
+            return read.map(Piece::Bytes).map_err(|error| ReadError::of_disk(&error));
         }
     } else {
         match next.residency() {
             Residency::Cached => return Ok(Piece::File(next)),
-            Residency::Short => return Err(ReadError::of_disk(io::ErrorKind::UnexpectedEof.into())),
+            Residency::Short => return Err(ReadError::of_disk(&io::ErrorKind::UnexpectedEof.into())),
             Residency::Uncertain => {}
         }
     }
@@ -129,11 +129,11 @@ async fn next_piece(file: &Arc<File>, range: Range<u64>) -> Result<Piece, ReadEr
         ahead.prefetch();
         next.read()
     });
-    read.await.map(Piece::Bytes).map_err(ReadError::of_disk)
+    read.await.map(Piece::Bytes).map_err(|error| ReadError::of_disk(&error))
 }
 
 impl ReadError {
-    fn of_disk(error: io::Error) -> Self {
+    fn of_disk(error: &io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::UnexpectedEof => Self::Disk("the file is shorter than its content".into()),
             _ => Self::Disk(error.to_string().into()),

@@ -289,8 +289,11 @@ async fn a_purged_image_frees_what_nothing_else_holds() {
         let is_ours = std::fs::read_link(entry.path()).is_ok_and(|path| path.starts_with(directory.path()));
         is_ours && std::fs::metadata(entry.path()).is_ok_and(|metadata| metadata.nlink() == 0)
     };
-    let open_files = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
-    assert_eq!(open_files.filter(unlinked).count(), 0, "an open file would keep its room");
+    let open_files = || std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+    // An open file would keep its room. What was read ahead may hold one for a moment.
+    while open_files().any(|entry| unlinked(&entry)) {
+        tokio::task::yield_now().await;
+    }
 
     store.close().await;
     drop(store);

@@ -33,6 +33,8 @@ mod wire;
 #[cfg(test)]
 mod failover_tests;
 #[cfg(test)]
+mod silence_tests;
+#[cfg(test)]
 pub(crate) mod tests;
 
 use std::cell::LazyCell;
@@ -158,10 +160,11 @@ impl Upstream {
     }
 
     /// Other credentials for a registry, from the next question on. Tokens that were got with the former are dropped.
+    #[expect(clippy::needless_pass_by_value, reason = "secrets are handed over, not lent")]
     pub fn set_credentials(&self, registry: &Registry, credentials: Option<Credentials>) -> Result<(), SetupError> {
         let client = self.of(registry);
         let client = client.map_err(|_| SetupError::UnknownRegistry { registry: registry.clone() })?;
-        client.auth.set_credentials(credentials)
+        client.auth.set_credentials(credentials.as_ref())
     }
 
     /// How the registries are, by name.

@@ -3,9 +3,7 @@
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::time::Duration;
-use std::time::Instant;
 
-use bytes::Bytes;
 use tokio::io::AsyncRead;
 use tokio::io::AsyncReadExt as _;
 use tokio::io::AsyncWrite;
@@ -16,13 +14,9 @@ use tokio::time::sleep;
 use super::*;
 use crate::oci::Algorithm;
 
-const BODY: &str = "0123456789";
+pub(super) const BODY: &str = "0123456789";
 /// A limit that no test reaches: a machine that stands still must not decide what is not about time.
 const NEVER: Duration = Duration::from_secs(3600);
-/// In the tests of silence; innocent answers have no more time than this either.
-pub(super) const SILENCE: Duration = Duration::from_secs(2);
-/// A pause of a server, in milliseconds, that outlasts every test.
-const FOREVER_MS: u64 = 3_600_000;
 
 /// A request as the server saw it.
 pub(crate) struct Seen {
@@ -106,37 +100,6 @@ pub(crate) fn options(endpoints: &[&str]) -> RegistryOptions {
     let mut options = RegistryOptions::new("r.example".parse().unwrap(), endpoints);
     (options.connect_timeout, options.read_timeout) = (NEVER, NEVER);
     options
-}
-
-fn impatient(mut options: RegistryOptions) -> RegistryOptions {
-    options.read_timeout = SILENCE;
-    options
-}
-
-/// Whether something is so, on a machine that does not stand still meanwhile for anything like [`SILENCE`]: where it does,
-/// it is tried again.
-pub(super) async fn assert_undisturbed(is_so: impl AsyncFn() -> bool) {
-    const TICK: Duration = Duration::from_millis(20);
-    loop {
-        let longest = Arc::new(Mutex::new(Duration::ZERO));
-        let noted = longest.clone();
-        let metronome = tokio::spawn(async move {
-            loop {
-                let began = Instant::now();
-                sleep(TICK).await;
-                let mut longest = noted.lock().unwrap();
-                *longest = began.elapsed().max(*longest);
-            }
-        });
-        let is_so = is_so().await;
-        sleep(2 * TICK).await;
-        metronome.abort();
-        if is_so {
-            return;
-        }
-        let longest = *longest.lock().unwrap();
-        assert!(longest > SILENCE / 4, "standing still for {longest:?} is no excuse");
-    }
 }
 
 fn with_credentials(mut options: RegistryOptions) -> RegistryOptions {
@@ -393,53 +356,6 @@ async fn wrong_ranges_and_codings_are_refused() {
     let part = Part { start: 4, end: None };
     let body = upstream(options(&[&server.address])).get_blob(&repository(), &digest(), part).await.unwrap();
     assert_eq!(body.start(), 0, "an ignored range is said");
-}
-
-#[tokio::test]
-async fn silence_counts_only_while_waiting() {
-    let head = "HTTP/1.1 200 X\r\ncontent-length: 20\r\n\r\n";
-    /// The chunks of a body that a reader waits for before each.
-    async fn chunks(server: &Server, wait_ms: u64) -> Result<Vec<Option<Bytes>>, Error> {
-        let upstream = upstream(impatient(options(&[&server.address])));
-        let mut body = upstream.get_blob(&repository(), &digest(), Part::whole()).await?;
-        let mut chunks = vec![body.chunk().await?];
-        sleep(Duration::from_millis(wait_ms)).await;
-        for _ in 0..2 {
-            chunks.push(body.chunk().await?);
-        }
-        Ok(chunks)
-    }
-    let half = Some(Bytes::from_static(BODY.as_bytes()));
-    let late = Server::start(move |_| vec![(0, format!("{head}{BODY}")), (2500, BODY.to_owned())]).await;
-    let silent = Server::start(move |_| vec![(0, format!("{head}{BODY}")), (FOREVER_MS, BODY.to_owned())]).await;
-    assert_undisturbed(async || {
-        let (slow_reader, silent_server) = tokio::join!(chunks(&late, 2600), chunks(&silent, 0));
-        slow_reader == Ok(vec![half.clone(), half.clone(), None])
-            && silent_server == Err(Error::TimedOut { what: "body" })
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn a_silent_head_times_out_and_the_next_endpoint_is_asked() {
-    assert_undisturbed(async || {
-        let silent = Server::start(|_| vec![(FOREVER_MS, String::new())]).await;
-        let good = Server::start(|_| reply(200, "", "{}")).await;
-        let alone = async {
-            let upstream = upstream(impatient(options(&[&silent.address])));
-            let error = upstream.get_manifest(&repository(), &tag()).await.unwrap_err();
-            error == Error::TimedOut { what: "response head" }
-        };
-        let with_another = async {
-            let upstream = upstream(impatient(options(&[&silent.address, &good.address])));
-            let first = upstream.get_manifest(&repository(), &tag()).await;
-            first.is_ok() && upstream.get_manifest(&repository(), &tag()).await.is_ok()
-        };
-        let answered = tokio::join!(alone, with_another);
-        // The failed endpoint is passed over.
-        answered == (true, true) && (silent.count("GET"), good.count("GET")) == (2, 2)
-    })
-    .await;
 }
 
 #[tokio::test]

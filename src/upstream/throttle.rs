@@ -138,9 +138,9 @@ mod tests {
     use tokio::time::timeout;
 
     use super::super::Part;
-    use super::super::tests::SILENCE;
+    use super::super::silence_tests::SILENCE;
+    use super::super::silence_tests::assert_undisturbed;
     use super::super::tests::Server;
-    use super::super::tests::assert_undisturbed;
     use super::super::tests::options;
     use super::super::tests::reply;
     use super::super::tests::repository;

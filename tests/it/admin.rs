@@ -11,6 +11,7 @@ use crate::support::proxy::Proxy;
 use crate::support::proxy::Registry;
 use crate::support::proxy::Setup;
 use crate::support::registry::ScriptedRegistry;
+use crate::support::reserve;
 use crate::support::script::on;
 
 #[tokio::test]
@@ -196,7 +197,7 @@ async fn a_trace_goes_through_to_the_registry_where_spans_are_exported() {
     let parent = format!("00-{trace}-00f067aa0ba902b7-01");
     let seen = |path: &str| upstream.seen("GET", path)[0].headers.get("traceparent").map(str::to_owned);
     // Nobody collects: that must not matter.
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (_port, nobody) = reserve("127.0.0.1:0".parse().unwrap());
     let collector = format!("http://{nobody}");
     let proxy = Proxy::of(&upstream).set("telemetry", "otlp_endpoint", collector.as_str()).start().await;
     let path = blob_path(&image.layers[0].0);

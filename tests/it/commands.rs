@@ -19,6 +19,7 @@ use crate::support::manifest_path;
 use crate::support::proxy;
 use crate::support::proxy::Proxy;
 use crate::support::registry::ScriptedRegistry;
+use crate::support::reserve;
 use crate::support::within;
 
 /// Runs a command about this proxy.
@@ -80,7 +81,7 @@ async fn commands_send_the_token() {
 
 #[tokio::test]
 async fn exit_codes_tell_usage_from_trouble() {
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (_port, nobody) = reserve("127.0.0.1:0".parse().unwrap());
     let nobody = format!("http://{nobody}");
     let trouble = proxy::run(&["ls", "--admin", &nobody]).await;
     assert_eq!(trouble.status.code(), Some(1));
@@ -179,6 +180,8 @@ async fn an_image_is_explained_pinned_and_purged() {
     assert_eq!(command(&proxy, &["unpin", name]).await.status.code(), Some(1));
     assert_eq!(printed(&proxy, &["pins"]).await, "nothing is pinned\n");
 
+    // The purge forgot the tag, with its history.
+    printed(&proxy, &["warm", name]).await;
     let second = upstream.image(REPOSITORY, "latest", &[sample(9, 20 * KIB)]);
     printed(&proxy, &["warm", name]).await;
     let history: Value = serde_json::from_str(&printed(&proxy, &["history", name, "--json"]).await).unwrap();

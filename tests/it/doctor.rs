@@ -11,6 +11,7 @@ use crate::support::content::sample;
 use crate::support::proxy;
 use crate::support::proxy::Proxy;
 use crate::support::registry::ScriptedRegistry;
+use crate::support::reserve;
 
 /// The findings about an area.
 fn about<'a>(found: &'a Value, area: &str) -> Vec<&'a Value> {
@@ -57,7 +58,7 @@ async fn engines_that_are_served_and_files_that_bypass() {
 
 #[tokio::test]
 async fn a_proxy_that_is_not_there_is_a_problem() {
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (_port, nobody) = reserve("127.0.0.1:0".parse().unwrap());
     let nobody = format!("http://{nobody}");
     let output = proxy::run(&["doctor", "--admin", &nobody, "--no-registries", "--root", "/nonexistent"]).await;
     assert_eq!(output.status.code(), Some(1));

@@ -208,7 +208,7 @@ async fn grants_for_private_content_are_asked_for_again_and_others_are_not() {
     for turn in 0..3 {
         pass().await;
         let asked = world.upstream.count("HEAD", &world.path);
-        let reply = world.proxy.get(&world.path).await;
+        let reply = world.proxy.get_checked(&world.path).await;
         reply.assert_body(200, &world.bytes);
         assert_eq!(reply.outcome(), "hit; detail=revalidated", "{turn}");
         assert!(world.upstream.count("HEAD", &world.path) > asked);
@@ -237,12 +237,12 @@ async fn a_refusal_takes_the_grants_of_a_repository_back() {
         world.upstream.rule(on("*", "/v2/team/a/*").status(status));
         pass().await;
         // It is heard about a tag, and holds for everything.
-        world.proxy.get("/v2/team/a/manifests/latest").await.assert_error(403, "DENIED");
-        world.proxy.get(&world.path).await.assert_error(403, "DENIED");
+        world.proxy.get_checked("/v2/team/a/manifests/latest").await.assert_error(403, "DENIED");
+        world.proxy.get_checked(&world.path).await.assert_error(403, "DENIED");
         let proxy = world.proxy.restart().await;
-        proxy.get(&world.path).await.assert_error(403, "DENIED");
+        proxy.get_checked(&world.path).await.assert_error(403, "DENIED");
         world.upstream.clear_rules();
-        let reply = proxy.get(&world.path).await;
+        let reply = proxy.get_checked(&world.path).await;
         reply.assert_body(200, &world.bytes);
         assert_eq!(reply.outcome(), "hit; detail=revalidated", "opened by the same account again");
         assert_eq!(world.upstream.body_bytes_sent(&world.path) / SIZE, 1);
@@ -255,7 +255,7 @@ async fn what_the_registry_no_longer_has_loses_its_grant() {
     let digest = world.path.rsplit('/').next().unwrap();
     world.upstream.remove_blob("team/a", digest);
     pass().await;
-    world.proxy.get(&world.path).await.assert_error(404, "BLOB_UNKNOWN");
+    world.proxy.get_checked(&world.path).await.assert_error(404, "BLOB_UNKNOWN");
     let proxy = world.proxy.restart_with(long).await;
     proxy.get(&world.path).await.assert_error(404, "BLOB_UNKNOWN");
     world.upstream.blob("team/a", world.bytes.clone());

@@ -1,7 +1,6 @@
 //! Where logins come from: docker's config.json, helper programs, tokens, certificates; and the way through a proxy.
 
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 
 use rcgen::CertifiedKey;
@@ -46,11 +45,14 @@ fn file(folder: &TempDir, name: &str, text: &str) -> String {
     path.to_str().unwrap().to_owned()
 }
 
-/// A program that counts how often it runs.
+/// A program that counts how often it runs. Another process makes it: what this one has open for writing, a child that
+/// another test starts at that moment has open too, and then nobody can run it.
 fn helper(folder: &TempDir, body: &str) -> String {
-    let path = file(folder, "docker-credential-scripted", &format!("#!/bin/sh\n{body}\n"));
-    std::fs::set_permissions(Path::new(&path), std::fs::Permissions::from_mode(0o755)).unwrap();
-    path
+    let text = file(folder, "text", &format!("#!/bin/sh\n{body}\n"));
+    let program = folder.path().join("docker-credential-scripted").to_str().unwrap().to_owned();
+    let made = Command::new("install").args(["-m", "755", &text, &program]).status().unwrap();
+    assert!(made.success());
+    program
 }
 
 fn with(upstream: &ScriptedRegistry, key: &str, value: &str) -> Setup {
@@ -66,9 +68,10 @@ async fn what_docker_login_wrote_is_used() {
     let server = TokenServer { credentials: Some((USER, PASSWORD)), ..TokenServer::default() };
     for auth in [Auth::Basic(USER, PASSWORD), bearer(server)] {
         let (upstream, image) = upstream_with(auth).await;
-        let proxy = with(&upstream, "docker_config", &config).start().await;
+        let mut proxy = with(&upstream, "docker_config", &config).start().await;
         proxy.get(&manifest_path("latest")).await.assert_digest(&image.digest);
-        assert!(!proxy.log.text().contains(PASSWORD) && !proxy.log.text().contains(&coded));
+        let log = proxy.end_log().await;
+        assert!(!log.contains(PASSWORD) && !log.contains(&coded));
     }
 }
 
@@ -79,7 +82,7 @@ async fn an_identity_token_goes_to_the_token_service_by_post() {
     let config = file(&folder, "config.json", &entry);
     let server = TokenServer { refresh_token: Some(REFRESH), ..TokenServer::default() };
     let (upstream, image) = upstream_with(bearer(server)).await;
-    let proxy = with(&upstream, "docker_config", &config).start().await;
+    let mut proxy = with(&upstream, "docker_config", &config).start().await;
     proxy.get(&manifest_path("latest")).await.assert_digest(&image.digest);
     assert_eq!(upstream.count("POST", "/token"), 1);
     for seen in upstream.log() {
@@ -87,7 +90,7 @@ async fn an_identity_token_goes_to_the_token_service_by_post() {
         let text = format!("{:?} {}", seen.headers, seen.query);
         assert!(!text.contains(REFRESH) && (is_token_service || seen.body.is_empty()), "{seen:?}");
     }
-    assert!(!proxy.log.text().contains(REFRESH));
+    assert!(!proxy.end_log().await.contains(REFRESH));
 }
 
 #[tokio::test]
@@ -101,14 +104,14 @@ async fn a_helper_is_asked_once_for_many() {
     let program = helper(&folder, &body);
     let (upstream, image) = upstream_with(Auth::Basic(USER, PASSWORD)).await;
     let other = upstream.image("team/app", "latest", &[sample(2, 10)]);
-    let proxy = with(&upstream, "credential_helper", &program).start().await;
+    let mut proxy = with(&upstream, "credential_helper", &program).start().await;
     let path = manifest_path("latest");
     let (first, second) = tokio::join!(proxy.get(&path), proxy.get("/v2/team/app/manifests/latest"));
     first.assert_digest(&image.digest);
     second.assert_digest(&other.digest);
     proxy.get(&format!("/v2/{REPOSITORY}/blobs/{}", image.layers[0].0)).await.assert_digest(&image.layers[0].0);
     assert_eq!(std::fs::read_to_string(&count).unwrap(), format!("{REGISTRY}\n"));
-    assert!(!proxy.log.text().contains(PASSWORD));
+    assert!(!proxy.end_log().await.contains(PASSWORD));
 }
 
 #[tokio::test]
@@ -120,11 +123,11 @@ async fn helpers_that_fail_are_named_and_nothing_is_guessed() {
     proxy.get(&manifest_path("latest")).await.assert_error(403, "DENIED");
     let folder = TempDir::new().unwrap();
     let broken = helper(&folder, &format!("echo {PASSWORD}; exit 7"));
-    let proxy = with(&upstream, "credential_helper", &broken).start().await;
+    let mut proxy = with(&upstream, "credential_helper", &broken).start().await;
     let reply = proxy.get(&manifest_path("latest")).await;
     reply.assert_error(502, "UNAVAILABLE");
     assert!(reply.text().contains("docker-credential-scripted ended with code 7"), "{}", reply.text());
-    assert!(!reply.text().contains(PASSWORD) && !proxy.log.text().contains(PASSWORD));
+    assert!(!reply.text().contains(PASSWORD) && !proxy.end_log().await.contains(PASSWORD));
 }
 
 #[tokio::test]

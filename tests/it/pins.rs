@@ -61,12 +61,19 @@ async fn assert_here(proxy: &Proxy, image: &Image) {
 
 /// Pulls so much else that everything that may go, goes.
 async fn press(proxy: &Proxy, upstream: &ScriptedRegistry) {
-    for seed in 100..112 {
-        let bytes = sample(seed, 200 * KIB);
-        let path = blob_path(&upstream.blob(REPOSITORY, bytes.clone()));
-        proxy.get_until_hit(&path).await.assert_body(200, &bytes);
-    }
-    proxy.wait_metric_above("forebay_evicted_bytes_total", &[], 0.0).await;
+    let evicted = async || proxy.metric("forebay_evicted_bytes_total", &[]).await.unwrap_or_default();
+    let before = evicted().await;
+    within(PATIENCE, async {
+        // As much as all of what may go. What comes while there is no room yet is not kept, and pushes nothing out.
+        while evicted().await - before < (1000 * KIB) as f64 {
+            for seed in 100..112 {
+                let bytes = sample(seed, 200 * KIB);
+                let path = blob_path(&upstream.blob(REPOSITORY, bytes.clone()));
+                proxy.get(&path).await.assert_body(200, &bytes);
+            }
+        }
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -141,7 +148,7 @@ async fn the_pin_of_a_tag_follows_it() {
     pin(&proxy, &json!({ "image": named("latest") })).await;
     wait_pinned(&proxy, &old.digest).await;
     upstream.tag(REPOSITORY, "latest", &new.digest);
-    proxy.get(&manifest_path("latest")).await.assert_digest(&new.digest);
+    proxy.get_checked(&manifest_path("latest")).await.assert_digest(&new.digest);
     wait_pinned(&proxy, &new.digest).await;
     press(&proxy, &upstream).await;
     assert_here(&proxy, &new).await;
@@ -205,12 +212,12 @@ async fn a_purge_frees_what_nothing_else_holds_and_says_what_does() {
     assert_eq!(purged["kept"].as_array().unwrap().len(), 1);
     assert_eq!(purged["kept"][0]["digest"], *first.layers[0].0);
     assert!(purged["kept"][0]["by"][0].as_str().unwrap().contains(&second.digest), "{purged}");
-    assert_eq!(proxy.metric("forebay_store_bytes", &[]).await, Some(before - freed as f64));
+    proxy.wait_metric("forebay_store_bytes", &[], |bytes| bytes == before - freed as f64).await;
     assert!(!proxy.blob_file(&first.layers[1].0).exists());
     assert_here(&proxy, &second).await;
     let repository = format!("{REGISTRY}/{REPOSITORY}");
     let purged = ask(&proxy, "POST", "/api/v1/purge", &json!({ "repository": repository })).await.json();
     assert_eq!(purged["kept"], json!([]), "{purged}");
-    assert_eq!(proxy.metric("forebay_store_bytes", &[]).await, Some(0.0));
+    proxy.wait_metric("forebay_store_bytes", &[], |bytes| bytes == 0.0).await;
     assert_ne!(proxy.get(&blob_path(&second.layers[0].0)).await.outcome(), "hit");
 }

@@ -31,7 +31,7 @@ async fn docker_hub() {
     let hub = Registry::new("docker.io", &upstream.url()).set("tag_ttl", "1ms");
     let proxy = Setup::new(&[hub]).start().await;
     for _ in 0..3 {
-        proxy.get("/v2/alpine/manifests/latest").await.assert_digest(&image.digest);
+        proxy.get_checked("/v2/alpine/manifests/latest").await.assert_digest(&image.digest);
         proxy.get(&format!("/v2/alpine/blobs/{}", image.layers[0].0)).await.assert_digest(&image.layers[0].0);
         proxy.get("/v2/nothing/manifests/latest").await.assert_error(403, "DENIED");
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
@@ -164,7 +164,7 @@ async fn nvidia() {
     upstream.rule(on("GET", "/token").header("Content-Type", "text/plain"));
     let proxy = Proxy::of(&upstream).each("tag_ttl", "1ms").start().await;
     for _ in 0..2 {
-        proxy.get(&manifest_path("latest")).await.assert_digest(&image.digest);
+        proxy.get_checked(&manifest_path("latest")).await.assert_digest(&image.digest);
         upstream.revoke_tokens();
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     }
@@ -201,7 +201,7 @@ async fn harbor() {
     let registry = Registry::new(REGISTRY, &upstream.url()).set("username", "robot$ann").set("password", "secret");
     let proxy = Setup::new(&[registry]).each("tag_ttl", "1ms").start().await;
     for _ in 0..2 {
-        proxy.get(&manifest_path("latest")).await.assert_digest(&image.digest);
+        proxy.get_checked(&manifest_path("latest")).await.assert_digest(&image.digest);
         upstream.revoke_tokens();
         upstream.rule(
             on("*", &manifest_path("latest")).first(1).status(401).header("WWW-Authenticate", "Basic realm=\"x\""),
@@ -223,7 +223,7 @@ async fn artifactory() {
         upstream.rule(on("HEAD", &manifest_path("latest")).header("Docker-Content-Digest", header));
         let proxy = Proxy::of(&upstream).each("tag_ttl", "1ms").start().await;
         for _ in 0..2 {
-            proxy.get(&manifest_path("latest")).await.assert_digest(&image.digest);
+            proxy.get_checked(&manifest_path("latest")).await.assert_digest(&image.digest);
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
     }

@@ -101,7 +101,7 @@ async fn the_scrub_finds_rot_and_the_next_pull_heals_it() {
     proxy.wait_metric_above("forebay_rotten_blobs_total", &["scrub"], 0.0).await;
     let event = proxy.log.wait_for(|event| event["digest"] == *digest && event["found_by"] == "scrub").await;
     assert_eq!(event["level"], "ERROR");
-    assert!(proxy.metric("forebay_scrubbed_bytes_total", &[]).await.is_some_and(|read| read >= MIB as f64));
+    proxy.wait_metric("forebay_scrubbed_bytes_total", &[], |read| read >= MIB as f64).await;
     assert_eq!(quarantined(&proxy), 1);
     proxy.get(&path).await.assert_body(200, &bytes);
     proxy.get_until_hit(&path).await.assert_body(200, &bytes);

@@ -66,7 +66,6 @@ http {
 }
 NGINX
   spawn guards nginx -c "$GUARDED/nginx.conf" -p "$GUARDED"
-  wait_for 10 guards port_is_open "$TOKEN_PORT"
 }
 
 closed_registry() { # takes no request without a token of the authority
@@ -78,7 +77,30 @@ http: {addr: "127.0.0.1:$CLOSED_PORT", secret: only-for-this-run}
 auth: {token: {realm: "https://127.0.0.1:$TOKEN_PORT/token", service: guarded, issuer: issuer, rootcertbundle: $GUARDED/ca.pem}}
 YAML
   spawn closed docker-registry serve "$GUARDED/closed.yml"
-  wait_for 10 closed port_is_open "$CLOSED_PORT"
+}
+
+# On other ports, should somebody have been quicker to take one. The token service is named in the registry's file before it
+# listens.
+guards_start() {
+  local _
+  for _ in 1 2 3 4 5; do
+    CLOSED_PORT=$(free_port) TOKEN_PORT=$(free_port) BASIC_PORT=$(free_port)
+    closed_registry
+    guards
+    attempt "$WORK/logs/start-guards.log" guards_answer
+    if ((PASSED)); then return 0; fi
+    stop guards
+    stop closed
+  done
+  fail "the guards do not start: $(cat "$WORK/logs/start-guards.log")"
+}
+
+guards_answer() {
+  wait_for closed port_is_open "$CLOSED_PORT"
+  wait_for guards port_is_open "$TOKEN_PORT"
+  wait_for guards port_is_open "$BASIC_PORT"
+  sleep 0.2
+  alive closed && alive guards
 }
 
 guarded_listening() {
@@ -121,7 +143,7 @@ endpoints = ["http://127.0.0.1:$OPEN_PORT"]
 tag_ttl = "1ms"
 TOML
   FOREBAY_LOG__FORMAT=json spawn guarded "$binary" serve --config "$GUARDED/forebay.toml"
-  wait_for 30 guarded guarded_listening
+  wait_for guarded guarded_listening
   GUARDED_PORT=$(guarded_listening)
 }
 
@@ -160,12 +182,12 @@ no_secret_in_log() {
 first_bytes() { # first_bytes TIMES: milliseconds to the first byte of a cached tag, one a line
   local _
   for _ in $(seq "$1"); do
-    curl -fsS --max-time 30 -o /dev/null -w '%{time_starttransfer}\n' "http://127.0.0.1:$GUARDED_PORT/v2/silent.test/library/hello/manifests/latest" |
+    curl -fsS --max-time "$PATIENCE" -o /dev/null -w '%{time_starttransfer}\n' "http://127.0.0.1:$GUARDED_PORT/v2/silent.test/library/hello/manifests/latest" |
       awk '{ printf "%.1f\n", $1 * 1000 }'
   done
 }
 
-# By design 2 s for the first and 5 ms for all after it; the rest is for a busy machine.
+# By design 2 s for the first and 5 ms for all after it. Told from what they would be without it: 30 s, and 2 s for each.
 silent_upstream() {
   local pid _ first rest
   read -r pid _ <"$WORK/pids/open"
@@ -175,8 +197,8 @@ silent_upstream() {
   rest=$(first_bytes 50 | sort -n)
   kill -CONT "$pid"
   printf '%s %s %s\n' "$first" "$(sed -n 25p <<<"$rest")" "$(tail -n 1 <<<"$rest")" >"$GUARDED/first-bytes"
-  awk -v first="$first" 'BEGIN { exit !(first < 8000) }' || fail "the first waited $first ms"
-  awk -v median="$(sed -n 25p <<<"$rest")" 'BEGIN { exit !(median < 250) }' || fail "half of the others waited longer: $rest"
+  awk -v first="$first" 'BEGIN { exit !(first < 25000) }' || fail "the first waited $first ms"
+  awk -v median="$(sed -n 25p <<<"$rest")" 'BEGIN { exit !(median < 1500) }' || fail "half of the others waited longer: $rest"
 }
 
 guarded_checks() {
@@ -189,14 +211,10 @@ guarded_checks() {
   fi
   GUARDED=$WORK/guarded
   mkdir -p "$GUARDED"
-  OPEN_PORT=$(free_port)
-  upstream_start open "$OPEN_PORT"
-  CLOSED_PORT=$(free_port)
-  # The token service is named in the registry's file before it listens.
-  until TOKEN_PORT=$(free_port) BASIC_PORT=$(free_port) && ((CLOSED_PORT != TOKEN_PORT && CLOSED_PORT != BASIC_PORT && TOKEN_PORT != BASIC_PORT)); do :; done
+  upstream_start open
+  OPEN_PORT=$REGISTRY_PORT
   authority >"$WORK/logs/authority.log" 2>&1
-  closed_registry
-  guards
+  guards_start
   guarded_forebay
   check guarded 'Basic auth at nginx, TLS of a private authority' guarded_pull basic.test
   check guarded 'a token service, TLS of a private authority' guarded_pull token.test

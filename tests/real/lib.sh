@@ -204,19 +204,19 @@ client_config() { # client_config ENGINE ROOT PORT: writes below ROOT
 
 # ---- the upstream -------------------------------------------------------------------------------------------------
 
-# upstream_start NAME: Debian's registry on the shared folder; its access log is logs/NAME.log. Leaves its TAKEN_PORT.
+# upstream_start NAME: Debian's registry on the shared folder; its access log is logs/NAME.log. Leaves its REGISTRY_PORT.
 upstream_start() {
   local _
   for _ in 1 2 3 4 5; do
-    TAKEN_PORT=$(free_port)
+    REGISTRY_PORT=$(free_port)
     cat >"$WORK/$1.yml" <<YAML
 version: 0.1
 log: {level: warn, accesslog: {disabled: false}}
 storage: {filesystem: {rootdirectory: $WORK/upstream}, delete: {enabled: true}}
-http: {addr: "127.0.0.1:$TAKEN_PORT", secret: only-for-this-run}
+http: {addr: "127.0.0.1:$REGISTRY_PORT", secret: only-for-this-run}
 YAML
     spawn "$1" docker-registry serve "$WORK/$1.yml"
-    attempt "$WORK/logs/start-$1.log" wait_for "$1" answers_as_registry "$1" "$TAKEN_PORT"
+    attempt "$WORK/logs/start-$1.log" wait_for "$1" answers_as_registry "$1" "$REGISTRY_PORT"
     if ((PASSED)); then return 0; fi
     stop "$1"
   done

@@ -94,8 +94,8 @@ impl Auth {
     }
 
     /// Is somebody else from now on.
-    pub(super) fn set_credentials(&self, credentials: Option<Credentials>) -> Result<(), SetupError> {
-        let login = Login::new(&self.registry, credentials.as_ref())?;
+    pub(super) fn set_credentials(&self, credentials: Option<&Credentials>) -> Result<(), SetupError> {
+        let login = Login::new(&self.registry, credentials)?;
         *self.login.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(login);
         self.remembered.invalidate_all();
         self.tokens.forget_all();
