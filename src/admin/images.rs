@@ -17,6 +17,7 @@ use crate::oci::Reference;
 use crate::oci::Repository;
 use crate::oci::outline;
 use crate::oci::platform_of;
+use crate::pull::is_listing;
 use crate::store::Inventory;
 use crate::store::Known;
 use crate::store::PinTarget;
@@ -62,8 +63,13 @@ pub(super) async fn list(store: &Store, outlines: &Outlines) -> Vec<Image> {
         read.values().flat_map(|read| read.outline.members.iter().map(|member| member.digest)).collect();
     let mut found = Vec::new();
     let mut tagged = HashSet::new();
-    for (repository, tag, record) in &inventory.tags {
+    // A tag that is gone names nothing any more; what it named is listed by its digest.
+    for (repository, tag, record) in inventory.tags.iter().filter(|(_, _, record)| record.gone_at.is_none()) {
         tagged.insert((repository.clone(), record.digest));
+        // A list of referrers is no image.
+        if is_listing(tag) {
+            continue;
+        }
         let mut image = assemble(&inventory, &read, repository, &record.digest);
         image.image.tag = Some(tag.to_string());
         image.image.checked_at = Some(rfc3339(record.checked_at));

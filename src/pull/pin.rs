@@ -245,7 +245,7 @@ async fn fetch(inner: &Arc<Inner>, repository: &Repository, member: &PinMember) 
 }
 
 /// Waits until a download that has delivered all is over: it publishes after its last byte.
-async fn landed(inner: &Inner, repository: &Repository, digest: &Digest) {
+pub(super) async fn landed(inner: &Inner, repository: &Repository, digest: &Digest) {
     for key in [FillKey::shared(digest), FillKey::own(digest, repository)] {
         if let Some(flight) = inner.fills.find(&key) {
             flight.over().await;

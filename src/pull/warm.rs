@@ -28,6 +28,7 @@ use super::error::Error;
 use super::image;
 use super::image::Choice;
 use super::image::ImageError;
+use super::pin;
 
 /// Blobs of one image that are fetched at once, as engines do.
 const BLOBS_AT_ONCE: usize = 3;
@@ -180,6 +181,8 @@ impl Warmer {
                 counted_bytes += counted;
                 self.counts.bytes_done.fetch_add(counted, Ordering::Relaxed);
             }
+            // The last byte goes out with the verdict; the content is here a moment later.
+            pin::landed(&self.inner, &self.repository, &digest).await;
         }
         self.counts.bytes_done.fetch_add(claimed_bytes - counted_bytes, Ordering::Relaxed);
         self.counts.blobs_done.fetch_add(1, Ordering::Relaxed);

@@ -198,7 +198,7 @@ impl Pins {
     /// All of them, the oldest first.
     pub(super) fn list(&self) -> Vec<Arc<Pin>> {
         let mut pins: Vec<_> = self.state().pins.values().cloned().collect();
-        pins.sort_by(|a, b| (a.pinned_at, a.target.to_string()).cmp(&(b.pinned_at, b.target.to_string())));
+        pins.sort_by_key(|pin| (pin.pinned_at, pin.target.to_string()));
         pins
     }
 

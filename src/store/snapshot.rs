@@ -197,8 +197,11 @@ impl Reading<'_> {
             ROWS_SHA256 => self.rows::<32>(payload, Digest::Sha256),
             ROWS_SHA512 => self.rows::<64>(payload, Digest::Sha512),
             LINES => {
-                let apply = |line| journal::parse(line).map(|change| self.catalog.apply(&change)).is_some();
-                payload.split_inclusive(|&byte| byte == b'\n').fold(true, |is_whole, line| apply(line) && is_whole)
+                let mut is_whole = true;
+                for line in payload.split_inclusive(|&byte| byte == b'\n') {
+                    is_whole &= journal::parse(line).map(|change| self.catalog.apply(&change)).is_some();
+                }
+                is_whole
             }
             _ => false,
         }

@@ -44,12 +44,21 @@ async fn every_configuration_of_the_guides_is_right() {
     let folder = tempfile::tempdir().unwrap();
     let secret = folder.path().join("secret");
     std::fs::write(&secret, "s3cret\n").unwrap();
+    let (certificate, key) = (folder.path().join("server.pem"), folder.path().join("server.key"));
+    let made = rcgen::generate_simple_self_signed(["cache.example".to_owned()]).unwrap();
+    std::fs::write(&certificate, made.cert.pem()).unwrap();
+    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    let here = [
+        ("/run/secrets/registry.example", &secret),
+        ("/etc/forebay/server.pem", &certificate),
+        ("/etc/forebay/server.key", &key),
+    ];
     let mut count = 0;
     for (path, text) in guides() {
         for block in text.split("```toml\n").skip(1) {
             let block = block.split("```").next().unwrap().lines().map(str::trim_start);
             let config = block.collect::<Vec<_>>().join("\n");
-            let config = config.replace("/run/secrets/registry.example", secret.to_str().unwrap());
+            let config = here.iter().fold(config, |text, (path, file)| text.replace(path, file.to_str().unwrap()));
             let file = folder.path().join("forebay.toml");
             std::fs::write(&file, &config).unwrap();
             let output = proxy::run(&["config", "check", "--config", file.to_str().unwrap()]).await;

@@ -21,6 +21,21 @@ use forebay::store::Store;
 use crate::Random;
 
 const SIZES: [usize; 8] = [0, 1, 300, 5000, 64 * 1024, 64 * 1024 + 1, 150_000, 300_000];
+/// What stands in a data directory.
+const OURS: [&str; 12] = [
+    "blobs",
+    "spool",
+    "lock",
+    "index",
+    "index.new",
+    "journal",
+    "journal.old",
+    "snapshot",
+    "snapshot.new",
+    "pins",
+    "state",
+    "quarantine",
+];
 /// A repository's blobs that nobody else touches are known by their number.
 pub(crate) const REPOSITORIES: u64 = 5;
 
@@ -179,8 +194,6 @@ pub(crate) fn assert_tidy(path: &Path, store: &Store) {
     assert_eq!(stats.reserved_bytes, parked_bytes);
     for entry in std::fs::read_dir(path).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
-        let is_ours =
-            ["blobs", "spool", "lock", "index", "journal", "journal.old", "snapshot", "index.new", "snapshot.new"];
-        assert!(is_ours.contains(&name.as_str()) || name.starts_with("index.bad-"), "{name} is litter");
+        assert!(OURS.contains(&name.as_str()) || name.starts_with("index.bad-"), "{name} is litter");
     }
 }

@@ -68,9 +68,8 @@ pub(super) fn put(layout: &Layout, digest: &Digest, rotten: &File) -> io::Result
 
 fn place(layout: &Layout, digest: &Digest) -> io::Result<PathBuf> {
     let directory = layout.quarantine();
-    match directory.metadata() {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => fs::create_dir_all(&directory)?,
-        found => drop(found?),
+    if !directory.is_dir() {
+        fs::create_dir_all(&directory)?;
     }
     let name = format!("{}-{}.{}", digest.algorithm().as_str(), digest.hex(), Timestamp::now().as_millis());
     Ok(directory.join(name))
