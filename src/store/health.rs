@@ -114,20 +114,21 @@ pub(super) fn is_of_disk(error: &io::Error) -> bool {
 
 /// Looks at the disk until the store is gone.
 pub(super) async fn watch(store: Weak<Inner>) {
-    let Some(mut trouble) = store.upgrade().map(|inner| inner.space.health().subscribe()) else { return };
+    // Not the store itself: whoever closes it and opens it again must not wait for a look.
+    let Some(health) = store.upgrade().map(|inner| inner.space.health().clone()) else { return };
+    let mut trouble = health.subscribe();
     let mut looks: u32 = 0;
     loop {
         let is_in_trouble = trouble.borrow_and_update().is_some();
         if is_in_trouble {
             tokio::time::sleep(RETRY_EVERY).await;
         } else {
-            let Some(space) = store.upgrade().map(|inner| inner.space.clone()) else { return };
             tokio::select! {
                 changed = trouble.changed() => match changed {
                     Ok(()) => continue,
                     Err(_) => return,
                 },
-                () = space.health().doubted() => {}
+                () = health.doubted() => {}
                 () = tokio::time::sleep(LOOK_EVERY) => {}
             }
         }
@@ -142,7 +143,7 @@ pub(super) async fn watch(store: Weak<Inner>) {
         })
         .await;
         let has_recovered = is_in_trouble && found.is_none();
-        inner.space.health().set(found);
+        health.set(found);
         if has_recovered {
             inner.space.press();
         }

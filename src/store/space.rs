@@ -30,7 +30,7 @@ pub(super) struct Space {
     min_free_bytes: u64,
     used: Mutex<Used>,
     pressure: Notify,
-    health: Health,
+    health: Arc<Health>,
     released: Condvar,
 }
 
@@ -70,13 +70,13 @@ impl Space {
             min_free_bytes: options.min_free.of(total_bytes),
             used: Mutex::default(),
             pressure: Notify::new(),
-            health: Health::new(metrics),
+            health: Arc::new(Health::new(metrics)),
             released: Condvar::new(),
         })
     }
 
     /// How the disk does.
-    pub(super) fn health(&self) -> &Health {
+    pub(super) fn health(&self) -> &Arc<Health> {
         &self.health
     }
 

@@ -219,7 +219,8 @@ async fn other_sites_and_careless_clients_change_nothing() {
     let proxy = Proxy::of(&upstream).start().await;
     let json = ("Content-Type", "application/json");
     let body = r#"{"level":"trace"}"#;
-    let rows: [(&str, &[(&str, &str)], u16); 6] = [
+    type Headers<'a> = &'a [(&'a str, &'a str)];
+    let rows: [(&str, Headers<'_>, u16); 6] = [
         ("PUT", &[], 415),
         ("PUT", &[("Content-Type", "text/plain")], 415),
         ("PUT", &[json, ("Origin", "https://evil.example")], 403),
