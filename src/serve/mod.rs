@@ -4,7 +4,7 @@
 //!
 //! A connection is accepted, gets one of a limited number of places (or is told 503), with TLS shakes hands and settles
 //! on a protocol, and then serves requests until it is idle for too long, takes nothing for too long, or ends. The pieces
-//! of a body go out as [`outgoing`] says: ranges of files by `sendfile` from the plain socket, or read in pooled buffers
+//! of a body go out as `outgoing` says: ranges of files by `sendfile` from the plain socket, or read in pooled buffers
 //! and encrypted.
 //!
 //! What it promises: `accept` survives running out of descriptors; a connection that sends nothing, or takes nothing,

@@ -35,7 +35,7 @@ const MARK: &str = "# Written by `forebay client-config`; it is replaced when th
 pub struct Arguments {
     /// The container engine
     pub engine: Engine,
-    /// How engines reach the proxy, such as https://cache.example:5000; by default the address that it listens on
+    /// How engines reach the proxy, such as `https://cache.example:5000`; by default the address that it listens on
     #[arg(long, value_name = "URL")]
     pub proxy: Option<Url>,
     /// Configuration file of the proxy (TOML)
