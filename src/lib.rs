@@ -5,6 +5,7 @@
 //! ```text
 //! serve ─ registry ─ pull ─┬─ store      files, index, room
 //!                          └─ upstream   registries, tokens, redirects
+//!      └─ access    who asks, and what he may read
 //!            oci, metrics, piece below all of them
 //! ```
 //!
@@ -12,6 +13,7 @@
 //! |---|---|
 //! | [`serve`] | listening sockets |
 //! | [`registry`] | the distribution API: routes, status codes, registry error codes |
+//! | [`access`] | passwords, tokens and names of clients, and their rules |
 //! | [`pull`] | decisions: serve, join or lead; freshness; grants |
 //! | [`upstream`] | the HTTP client, credentials |
 //! | [`store`] | files and sled |
@@ -27,6 +29,7 @@
 //! What is deliberately absent: pushing, compression, conversion of manifests, a database server, a control plane.
 //! `tests/layers.rs` fails the build on an import that is not in its table.
 
+pub mod access;
 pub mod admin;
 pub mod app;
 pub mod cli;

@@ -25,7 +25,7 @@ pub use self::manifest::{Children, InvalidManifest, MAX_MANIFEST_BYTES, inspect}
 pub use self::media_type::{InvalidMediaType, MANIFEST_ACCEPT, MediaType};
 pub use self::name::{InvalidName, Registry, Repository, RepositoryName};
 pub use self::outline::{InvalidPlatform, Member, Outline, Platform, outline, platform_of};
-pub use self::pattern::{InvalidPattern, Pattern, TagPattern};
+pub use self::pattern::{InvalidPattern, Pattern, TagPattern, fits};
 pub use self::range::{ByteRange, ContentRange, RangeHeader, Selection};
 pub use self::reference::{InvalidTag, Reference, Tag};
 pub use self::referrers::filter_referrers;

@@ -22,36 +22,42 @@ pub struct Pattern(Arc<str>);
 impl Pattern {
     /// Whether all of the text fits. Takes time of at most pattern times text.
     pub fn matches(&self, text: &str) -> bool {
-        let (pattern, text) = (self.0.as_bytes(), text.as_bytes());
-        let (mut at, mut seen) = (0, 0);
-        // Where to go on when the rest does not fit: behind the last `*`, which then takes one more byte.
-        let mut retry = None;
-        while seen < text.len() {
-            match pattern.get(at) {
-                Some(b'*') => {
-                    retry = Some((at, seen));
-                    at += 1;
-                }
-                Some(&byte) if byte == b'?' || byte == text[seen] => {
-                    at += 1;
-                    seen += 1;
-                }
-                _ => match &mut retry {
-                    Some((star, taken)) => {
-                        *taken += 1;
-                        (at, seen) = (*star + 1, *taken);
-                    }
-                    None => return false,
-                },
-            }
-        }
-        pattern[at..].iter().all(|&byte| byte == b'*')
+        fits(&self.0, text)
     }
 
     /// As written.
     pub fn as_str(&self) -> &str {
         &self.0
     }
+}
+
+/// Whether all of `text` fits a pattern in which `*` stands for any run of bytes and `?` for any one of them. Takes time of
+/// at most pattern times text.
+pub fn fits(pattern: &str, text: &str) -> bool {
+    let (pattern, text) = (pattern.as_bytes(), text.as_bytes());
+    let (mut at, mut seen) = (0, 0);
+    // Where to go on when the rest does not fit: behind the last `*`, which then takes one more byte.
+    let mut retry = None;
+    while seen < text.len() {
+        match pattern.get(at) {
+            Some(b'*') => {
+                retry = Some((at, seen));
+                at += 1;
+            }
+            Some(&byte) if byte == b'?' || byte == text[seen] => {
+                at += 1;
+                seen += 1;
+            }
+            _ => match &mut retry {
+                Some((star, taken)) => {
+                    *taken += 1;
+                    (at, seen) = (*star + 1, *taken);
+                }
+                None => return false,
+            },
+        }
+    }
+    pattern[at..].iter().all(|&byte| byte == b'*')
 }
 
 impl FromStr for Pattern {
