@@ -27,7 +27,8 @@ use tracing::{debug, warn};
 use super::Options;
 use super::outgoing::{BoxError, OutgoingBody, Way};
 use super::socket::{Socket, Speech};
-use super::tls::{Tls, is_h2};
+use super::tls::{Tls, certificate, is_h2};
+use crate::access::Certificate;
 use crate::piece::Piece;
 
 /// Rest after a failed `accept`: descriptors come back when connections end, not by asking again at once.
@@ -194,6 +195,7 @@ impl Connections {
         B::Error: Into<BoxError>,
     {
         let stream = timeout(self.header_timeout, tls.accept(socket)).await??;
+        let handler = with_certificate(certificate(&stream), handler);
         if is_h2(&stream) {
             self.serve_h2(stream, handler).await
         } else {
@@ -292,6 +294,19 @@ impl Connections {
             }
             drop(permit);
         });
+    }
+}
+
+/// Has each request of a connection carry the certificate of its client.
+fn with_certificate<F>(
+    certificate: Option<Certificate>,
+    handler: impl Fn(Request<Incoming>) -> F,
+) -> impl Fn(Request<Incoming>) -> F {
+    move |mut request| {
+        if let Some(certificate) = &certificate {
+            request.extensions_mut().insert(certificate.clone());
+        }
+        handler(request)
     }
 }
 

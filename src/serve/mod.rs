@@ -12,6 +12,8 @@
 //! would take the FIN for a clean end); shutting down finishes
 //! answers in flight and ends within the grace.
 //!
+//! A request of a client with a certificate carries it as an extension, `access::Certificate`.
+//!
 //! What it must never know: registries, content, the store, configuration files. Requests and responses are opaque.
 
 mod connection;

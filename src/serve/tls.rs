@@ -19,6 +19,8 @@ use tokio::io::AsyncWrite;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use crate::access::Certificate;
+
 /// In order of preference: HTTP/1.1 only for clients that do not offer h2.
 const PROTOCOLS: [&[u8]; 2] = [H2, b"http/1.1"];
 const H2: &[u8] = b"h2";
@@ -88,6 +90,12 @@ impl fmt::Debug for Tls {
 /// Whether the client wants HTTP/2.
 pub(super) fn is_h2<S>(stream: &TlsStream<S>) -> bool {
     stream.get_ref().1.alpn_protocol() == Some(H2)
+}
+
+/// What the client has shown and proved, where it was asked to; a resumed session has it from the one before.
+pub(super) fn certificate<S>(stream: &TlsStream<S>) -> Option<Certificate> {
+    let chain = stream.get_ref().1.peer_certificates()?;
+    chain.first().map(|own| Certificate::read(own))
 }
 
 fn server_config(pem: &Pem) -> Result<Arc<ServerConfig>, TlsError> {
