@@ -91,6 +91,7 @@ pub struct Metrics(Arc<Instruments>);
 struct Instruments {
     requests: Counter<u64>,
     bytes_sent: Counter<u64>,
+    clients_denied: Counter<u64>,
     upstream_bytes: Counter<u64>,
     upstream_requests: Counter<u64>,
     fills_in_flight: UpDownCounter<i64>,
@@ -127,6 +128,7 @@ impl Metrics {
         Self(Arc::new(Instruments {
             requests: counter("forebay_requests", "Requests on the registry port"),
             bytes_sent: counter("forebay_bytes_sent", "Body bytes sent to clients"),
+            clients_denied: counter("forebay_client_denied", "Requests whose client was not let in, by reason"),
             upstream_bytes: counter("forebay_upstream_bytes", "Body bytes received from registries"),
             upstream_requests: counter(
                 "forebay_upstream_requests",
@@ -192,6 +194,11 @@ impl Metrics {
     pub fn bytes_sent(&self, registry: &str, source: Source, bytes: u64) {
         let labels = [KeyValue::new("registry", registry.to_owned()), KeyValue::new("source", source.as_str())];
         self.0.bytes_sent.add(bytes, &labels);
+    }
+
+    /// A client was not let in: `reason` is one of a fixed set.
+    pub fn client_denied(&self, reason: &'static str) {
+        self.0.clients_denied.add(1, &[KeyValue::new("reason", reason)]);
     }
 
     /// Body bytes came from a registry.
@@ -295,6 +302,7 @@ mod tests {
         metrics.request("r", Kind::Blob, "hit");
         metrics.first_byte(Kind::Blob, 0.1);
         metrics.bytes_sent("r", Source::Store, 3);
+        metrics.client_denied("wrong");
         metrics.upstream_bytes("r", 3);
         metrics.upstream_request("r", "200");
         metrics.ratelimit_remaining("r", 9);

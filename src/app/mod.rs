@@ -2,6 +2,9 @@
 //!
 //! The only file that names all layers. It decides nothing: it turns configuration into each layer's options.
 
+mod certificates;
+mod clients;
+
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -13,9 +16,14 @@ use tokio::signal::unix::Signal;
 use tokio::signal::unix::SignalKind;
 use tokio::signal::unix::signal;
 use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use self::certificates::Certificates;
+use self::clients::ClientFiles;
+use self::clients::Look;
+use crate::access;
 use crate::admin;
 use crate::admin::Admin;
 use crate::admin::Readiness;
@@ -28,8 +36,6 @@ use crate::config::Log;
 use crate::config::RegistryConfig;
 use crate::config::Server;
 use crate::config::SizeOrPercent;
-use crate::config::TlsFiles;
-use crate::config::TlsPem;
 use crate::metrics::Metrics;
 use crate::oci::Registry;
 use crate::pull;
@@ -56,18 +62,26 @@ use crate::upstream::Upstream;
 /// Longest wait for the downloads in progress to stop, and for the store to close after that: each keeps what it has
 /// when it is cut short.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often the files of certificates are looked at.
-const CERTIFICATES_EVERY: Duration = Duration::from_secs(5);
+/// How often the files of clients' passwords and tokens are looked at.
+const CLIENTS_EVERY: Duration = Duration::from_secs(5);
+/// How soon after a change, to see that it is all of it.
+const CLIENTS_SETTLE: Duration = Duration::from_millis(500);
 
 /// Finds what the layers would refuse, without binding, opening or asking anything.
 pub fn check(config: &Config) -> Result<(), config::Error> {
     certificates(config)?;
+    clients(config)?;
     build(config, &Metrics::disabled()).map(|_| ())
 }
 
 /// The certificates in use, when there are any, and where they come from.
 fn certificates(config: &Config) -> Result<Option<Certificates>, config::Error> {
     config.server.tls.as_ref().map(Certificates::load).transpose()
+}
+
+/// The clients that may ask, when not everybody may, and where they come from.
+fn clients(config: &Config) -> Result<Option<(ClientFiles, access::Clients)>, config::Error> {
+    config.clients.as_ref().map(ClientFiles::load).transpose()
 }
 
 /// What is made of the configuration alone.
@@ -102,6 +116,11 @@ pub async fn run(
     if config.upstream.offline {
         tracing::warn!("switched offline by the configuration: no registry is asked");
     }
+    let (client_files, clients) = clients(&config)?.unzip();
+    let is_open = config.server.tls.is_none() && config.server.listen.iter().any(|address| !address.ip().is_loopback());
+    if is_open && config.clients.as_ref().is_some_and(config::Clients::has_logins) {
+        tracing::warn!("passwords and tokens of clients come over the network in the clear: set server.tls");
+    }
     // Ports before data: a second forebay should say that its port is in use before it touches anything.
     let certificates = certificates(&config)?;
     let tls = certificates.as_ref().map(|certificates| certificates.tls.clone());
@@ -120,9 +139,11 @@ pub async fn run(
         store.scrub_in_background(scrub);
     }
     let service = Service::new(table, puller.clone(), metrics);
+    service.admit(clients);
     let (reload, requests) = mpsc::channel(1);
     let (service_now, level) = (service.clone(), telemetry.level());
-    let reloading = Reloading { load, config, upstream, puller: puller.clone(), service: service_now, level };
+    let puller_now = puller.clone();
+    let reloading = Reloading { load, config, client_files, upstream, puller: puller_now, service: service_now, level };
     tokio::spawn(reloading.run(requests, signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?));
 
     for address in listeners.addresses() {
@@ -214,6 +235,7 @@ struct Reloading {
     load: LoadConfig,
     /// In force, but for what needs a restart.
     config: Config,
+    client_files: Option<ClientFiles>,
     upstream: Upstream,
     puller: Puller,
     service: Service,
@@ -221,8 +243,10 @@ struct Reloading {
 }
 
 impl Reloading {
-    /// One reload at a time, as SIGHUP and the admin port ask for them.
+    /// One reload at a time, as SIGHUP and the admin port ask for them; between them, changes of the clients' files.
     async fn run(mut self, mut requests: mpsc::Receiver<ReloadRequest>, mut hangups: Signal) {
+        let mut looks = tokio::time::interval(CLIENTS_EVERY);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 Some(()) = hangups.recv() => {
@@ -231,7 +255,26 @@ impl Reloading {
                 Some(request) = requests.recv() => {
                     let _ = request.answer.send(self.reload());
                 }
+                _ = looks.tick(), if self.client_files.is_some() => {
+                    if self.look_at_client_files() {
+                        looks.reset_after(CLIENTS_SETTLE);
+                    }
+                }
                 else => return,
+            }
+        }
+    }
+
+    /// Takes up a change of the clients' files; whether they have to be looked at again soon.
+    fn look_at_client_files(&mut self) -> bool {
+        let Some(files) = &mut self.client_files else { return false };
+        match tokio::task::block_in_place(|| files.look()) {
+            Look::Nothing => false,
+            Look::Settling => true,
+            Look::New(clients) => {
+                self.service.admit(Some(*clients));
+                tracing::info!("new passwords and tokens of clients are in use");
+                false
             }
         }
     }
@@ -257,11 +300,14 @@ impl Reloading {
     fn apply(&mut self) -> Result<Reloaded, String> {
         let config = (self.load)().map_err(|error| error.to_string())?;
         let table = RoutingTable::new(registry_options(&config)).map_err(|error| names_refused(&error).to_string())?;
+        let clients = clients(&config).map_err(|error| error.to_string())?;
         // The last step that can fail; the next request after it finds all of it.
         let upstream = self.upstream.reconfigure(upstream_options(&config));
         upstream.map_err(|error| upstream_refused(&config, &error).to_string())?;
         self.puller.reconfigure(pull_options(&config));
-        self.service.reroute(table);
+        let (client_files, clients) = clients.unzip();
+        self.client_files = client_files;
+        self.service.reconfigure(table, clients);
         // A level that the admin port has set stays until the file says another.
         if config.log.level != self.config.log.level {
             let _ = self.level.set(&config.log.level);
@@ -293,60 +339,6 @@ fn needs_restart(now: &Config, then: &Config) -> Vec<String> {
         ("telemetry", now.telemetry != then.telemetry),
     ];
     rows.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key.to_owned()).collect()
-}
-
-// === Certificates ===
-
-/// The certificates of the registry port, and the files that they are in.
-struct Certificates {
-    files: TlsFiles,
-    pem: TlsPem,
-    tls: Tls,
-}
-
-impl Certificates {
-    fn load(files: &TlsFiles) -> Result<Self, config::Error> {
-        let refused = |problem: String| config::Error::Refused { key: "server.tls".to_owned(), problem };
-        let pem = files.read().map_err(refused)?;
-        let tls = Tls::new(&serve_pem(&pem)).map_err(|error| refused(error.to_string()))?;
-        Ok(Self { files: files.clone(), pem, tls })
-    }
-
-    /// Takes up changes of the files, for ever. Looks into them instead of being told: that also works where they are
-    /// links that change, as in a cluster, and for a file that another machine writes.
-    async fn watch(mut self) {
-        let mut refused = None;
-        loop {
-            tokio::time::sleep(CERTIFICATES_EVERY).await;
-            let files = self.files.clone();
-            let Ok(read) = tokio::task::spawn_blocking(move || files.read()).await else { continue };
-            if read.as_ref() == Ok(&self.pem) {
-                refused = None;
-                continue;
-            }
-            let taken = read.and_then(|pem| match self.tls.replace(&serve_pem(&pem)) {
-                Ok(()) => Ok(pem),
-                Err(error) => Err(error.to_string()),
-            });
-            match taken {
-                Ok(pem) => {
-                    tracing::info!(cert = %self.files.cert.display(), "new certificates are in use");
-                    (self.pem, refused) = (pem, None);
-                }
-                // Certificate and key are written one after the other: half of a change is nothing to shout about.
-                Err(problem) if refused.as_ref() == Some(&problem) => {}
-                Err(problem) => {
-                    tracing::warn!(problem, "the certificates have changed and cannot be used; the old ones stay");
-                    refused = Some(problem);
-                }
-            }
-        }
-    }
-}
-
-fn serve_pem(pem: &TlsPem) -> serve::Pem {
-    let TlsPem { cert, key, client_ca } = pem.clone();
-    serve::Pem { cert, key, client_ca }
 }
 
 // === Refusals ===

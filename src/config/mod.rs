@@ -8,6 +8,7 @@
 
 mod bandwidth;
 mod certificates;
+mod clients;
 mod credentials;
 mod error;
 mod parse;
@@ -22,6 +23,7 @@ mod tests;
 
 pub use self::bandwidth::{Bandwidth, Rate, Window};
 pub use self::certificates::{TlsFiles, TlsPem};
+pub use self::clients::{ClientTexts, Clients};
 pub use self::credentials::{CredentialKeys, Credentials};
 pub use self::error::{Error, Origin};
 pub use self::quantity::{InvalidQuantity, Size, SizeOrPercent, format_duration, parse_duration};
@@ -53,6 +55,8 @@ pub struct Config {
     pub server: Server,
     /// The admin port.
     pub admin: Admin,
+    /// Who may ask on the registry port; `None` is everybody.
+    pub clients: Option<Clients>,
     /// The store.
     pub storage: Storage,
     /// What all registries share.
@@ -164,6 +168,7 @@ impl Default for Config {
                 tls: None,
             },
             admin: Admin { listen: SocketAddr::from(([127, 0, 0, 1], 5001)), token: None, token_file: None },
+            clients: None,
             storage: Storage {
                 path: default_data_path(),
                 max_size: SizeOrPercent::Size(Size::from_gib(50)),
@@ -213,6 +218,9 @@ impl Config {
             return Err(server.conflict_at(default_registry_origin, "default_registry", problem));
         }
         server.finish()?;
+        let has_certificates = config.server.tls.as_ref().is_some_and(|files| files.client_ca.is_some());
+        let knows = |registry: &Registry| config.registries.iter().any(|known| known.registry == *registry);
+        config.clients = clients::read(settings.section("clients"), has_certificates, knows)?;
         Ok(config)
     }
 

@@ -8,7 +8,7 @@ use std::path::Path;
 use toml::Value;
 
 /// Sections with plain keys. `registry` is a list of its own.
-const SECTIONS: [&str; 6] = ["server", "admin", "storage", "upstream", "log", "telemetry"];
+const SECTIONS: [&str; 7] = ["server", "admin", "clients", "storage", "upstream", "log", "telemetry"];
 const REGISTRY: &str = "registry";
 /// What a variable of ours begins with.
 pub(super) const ENVIRONMENT_PREFIX: &str = "FOREBAY_";
@@ -254,6 +254,11 @@ impl Section {
     /// Where a key was written, as far as it is set.
     pub(super) fn origin_of(&self, key: &str) -> Origin {
         self.settings.get(key).map_or_else(|| self.origin.clone(), |setting| setting.origin.clone())
+    }
+
+    /// Whether it is written anywhere, be it without a key.
+    pub(super) fn is_given(&self) -> bool {
+        !self.settings.is_empty() || self.origin != Origin::Default
     }
 
     /// An error about a key and its neighbours.

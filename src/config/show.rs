@@ -1,5 +1,6 @@
 //! The configuration as TOML.
 
+use super::Clients;
 use super::Config;
 use super::Credentials;
 use super::Proxy;
@@ -29,6 +30,9 @@ pub(super) fn to_toml(config: &Config) -> String {
         (_, Some(path)) => out.text("token_file", path.display()),
         (Some(_), None) => out.text("token", REDACTED),
         (None, None) => {}
+    }
+    if let Some(clients) = &config.clients {
+        out.clients(clients);
     }
     out.table("[storage]");
     out.text("path", config.storage.path.display());
@@ -86,6 +90,22 @@ impl Writer {
     fn list<T: Display>(&mut self, key: &str, values: &[T]) {
         let values: Vec<String> = values.iter().map(quoted).collect();
         self.raw(key, format!("[{}]", values.join(", ")));
+    }
+
+    fn clients(&mut self, clients: &Clients) {
+        self.table("[clients]");
+        for (key, path) in [("htpasswd", &clients.htpasswd), ("tokens", &clients.tokens)] {
+            if let Some(path) = path {
+                self.text(key, path.display());
+            }
+        }
+        self.raw("anonymous", clients.anonymous);
+        for rule in &clients.rules {
+            self.table("[[clients.rule]]");
+            self.list("clients", &rule.clients);
+            self.list("registries", &rule.registries);
+            self.list("repositories", &rule.repositories);
+        }
     }
 
     fn registry(&mut self, registry: &RegistryConfig) {

@@ -166,7 +166,7 @@ fn bad_plain_settings() {
         ("server = 5", "f.toml: server = 5: write it as a table, [server]"),
         (
             "[sever]",
-            "f.toml: unknown key sever; known here: [server], [admin], [storage], [upstream], [log], [telemetry], [[registry]]",
+            "f.toml: unknown key sever; known here: [server], [admin], [clients], [storage], [upstream], [log], [telemetry], [[registry]]",
         ),
         ("[admin]\nlisen = 1", "f.toml: unknown key admin.lisen; known here: listen, token, token_file"),
         (
@@ -415,7 +415,7 @@ fn bad_environment() {
         ),
         (
             ("FOREBAY_STORE__PATH", "1"),
-            "FOREBAY_STORE__PATH: unknown key store.path; known here: FOREBAY_SERVER__*, FOREBAY_ADMIN__*, FOREBAY_STORAGE__*, FOREBAY_UPSTREAM__*, FOREBAY_LOG__*, FOREBAY_TELEMETRY__*",
+            "FOREBAY_STORE__PATH: unknown key store.path; known here: FOREBAY_SERVER__*, FOREBAY_ADMIN__*, FOREBAY_CLIENTS__*, FOREBAY_STORAGE__*, FOREBAY_UPSTREAM__*, FOREBAY_LOG__*, FOREBAY_TELEMETRY__*",
         ),
         (
             ("FOREBAY_REGISTRY__HOST", "x"),

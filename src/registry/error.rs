@@ -9,11 +9,14 @@ use http::StatusCode;
 use super::query::BadQuery;
 use super::route::Rejection;
 use super::target::NoTarget;
+use crate::access::Refusal;
 use crate::oci::{InvalidName, Repository};
 use crate::pull::Error;
 
 /// Sent with a 429 whose registry did not say how long.
 const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(60);
+/// Sent to a client whose password could not be checked for all the others.
+const RETRY_AFTER_CHECKS: Duration = Duration::from_secs(5);
 /// Longest text of another party that is repeated in a message.
 const MAX_REASON_CHARS: usize = 300;
 
@@ -27,6 +30,8 @@ pub(super) struct Failure {
     pub(super) retry_after: Option<Duration>,
     /// A body may follow that nobody will read.
     pub(super) close: bool,
+    /// The client should say who it is.
+    pub(super) challenge: bool,
     /// How its lookup came out, where there was one.
     pub(super) lookup: Lookup,
     /// Why, in one word, where the layers below said no.
@@ -46,7 +51,8 @@ pub(super) enum Lookup {
 
 impl Failure {
     fn local(status: StatusCode, code: &'static str, message: String) -> Self {
-        Self { status, code, message, retry_after: None, close: false, lookup: Lookup::None, detail: None }
+        let (close, challenge) = (false, false);
+        Self { status, code, message, retry_after: None, close, challenge, lookup: Lookup::None, detail: None }
     }
 
     /// The request's own form could be read in two ways by two parties.
@@ -185,6 +191,36 @@ impl From<NoTarget> for Failure {
     }
 }
 
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        use StatusCode as S;
+        let (status, code, message) = match refusal {
+            Refusal::Missing => {
+                (S::UNAUTHORIZED, "UNAUTHORIZED", "this cache asks for a login: send a name with a password or token")
+            }
+            Refusal::Malformed => (
+                S::UNAUTHORIZED,
+                "UNAUTHORIZED",
+                "`Authorization` cannot be read: send `Basic` with a name and a password or token, or `Bearer` with a token",
+            ),
+            Refusal::Wrong => (S::UNAUTHORIZED, "UNAUTHORIZED", "the name, the password or the token is wrong"),
+            Refusal::Busy => {
+                (S::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", "too many passwords wait to be checked; try again")
+            }
+            Refusal::Nameless => {
+                (S::FORBIDDEN, "DENIED", "the client's certificate has no name that could be used here")
+            }
+            Refusal::Denied => (S::FORBIDDEN, "DENIED", "no rule of this cache lets this client read this repository"),
+        };
+        Self {
+            retry_after: (refusal == Refusal::Busy).then_some(RETRY_AFTER_CHECKS),
+            challenge: status == S::UNAUTHORIZED,
+            detail: Some(refusal.as_str()),
+            ..Self::local(status, code, message.to_owned())
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -241,9 +277,16 @@ mod tests {
             (Failure::from(BadQuery::Last(InvalidTag)), 400, "TAG_INVALID"),
             (Failure::from(NoTarget::Unnamed { known: Vec::new() }), 404, "NAME_UNKNOWN"),
             (Failure::unsatisfiable_range(5), 416, "RANGE_INVALID"),
+            (Failure::from(Refusal::Missing), 401, "UNAUTHORIZED"),
+            (Failure::from(Refusal::Malformed), 401, "UNAUTHORIZED"),
+            (Failure::from(Refusal::Wrong), 401, "UNAUTHORIZED"),
+            (Failure::from(Refusal::Busy), 429, "TOOMANYREQUESTS"),
+            (Failure::from(Refusal::Nameless), 403, "DENIED"),
+            (Failure::from(Refusal::Denied), 403, "DENIED"),
         ] {
             assert_eq!((failure.status.as_u16(), failure.code), (status, code), "{failure:?}");
             assert_eq!(failure.lookup, Lookup::None);
+            assert_eq!(failure.challenge, status == 401);
         }
     }
 

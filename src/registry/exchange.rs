@@ -1,6 +1,7 @@
 //! The account of one request: its id, span, metrics and line in the access log.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -39,6 +40,7 @@ pub(super) struct Exchange {
     uri: Uri,
     request_id: HeaderValue,
     kind: Kind,
+    client: Option<Arc<str>>,
     target: Option<Target>,
     status: Option<u16>,
     outcome: &'static str,
@@ -61,6 +63,7 @@ impl Exchange {
             method = method.as_str(),
             path = uri.path(),
             request_id = text(&request_id),
+            client = Empty,
             kind = Empty,
             status = Empty,
             outcome = Empty
@@ -78,6 +81,7 @@ impl Exchange {
             uri,
             request_id,
             kind: Kind::Other,
+            client: None,
             target: None,
             status: None,
             outcome: ABANDONED,
@@ -107,6 +111,17 @@ impl Exchange {
     pub(super) fn is_of_kind(&mut self, kind: Kind) {
         self.kind = kind;
         self.span.record("kind", kind.as_str());
+    }
+
+    /// Who asks, where clients are told apart; safe in a log.
+    pub(super) fn is_from(&mut self, client: Arc<str>) {
+        self.span.record("client", &*client);
+        self.client = Some(client);
+    }
+
+    /// The client is not let in: `reason` is one word of a fixed set.
+    pub(super) fn is_denied(&self, reason: &'static str) {
+        self.metrics.client_denied(reason);
     }
 
     pub(super) fn is_about(&mut self, target: Target) {
@@ -170,6 +185,7 @@ impl Drop for Exchange {
             parent: None,
             method = self.method.as_str(),
             path = self.uri.path(),
+            client = self.client.as_deref(),
             registry = self.registry(),
             repository = repository.map(|repository| display(&repository.name)),
             kind = self.kind.as_str(),

@@ -1,4 +1,7 @@
-//! The distribution API: route, target, pull, reply.
+//! The distribution API: client, route, target, pull, reply.
+//!
+//! Where clients have to say who they are, `access` is asked before anything else is looked at, so that strangers learn
+//! nothing, and once more when the repository is known, before the store is looked into.
 //!
 //! What it is for: turning a request of a container engine into a question to `pull`, and the answer into status,
 //! headers and body. The only place with status codes and registry error codes.
@@ -21,10 +24,10 @@ mod target;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use http::header::{HOST, TRANSFER_ENCODING};
+use http::header::{AUTHORIZATION, HOST, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::uri::Authority;
-use http::{Method, Request, Response, Version};
+use http::{HeaderValue, Method, Request, Response, Version};
 use tracing::{Instrument, warn};
 
 pub use self::body::Body;
@@ -38,6 +41,11 @@ use self::multipart::Multipart;
 use self::query::Query;
 use self::reply::Reply;
 use self::route::{Endpoint, Route};
+use crate::access::Certificate;
+use crate::access::Checks;
+use crate::access::Client;
+use crate::access::Clients;
+use crate::access::Refusal;
 use crate::metrics::Metrics;
 use crate::oci::{ByteRange, Digest, Reference, Repository};
 use crate::piece::Piece;
@@ -48,20 +56,40 @@ use crate::pull::{Blob, BlobReader, Error, Puller, ReadError};
 pub struct Service(Arc<Inner>);
 
 struct Inner {
-    table: ArcSwap<RoutingTable>,
+    world: ArcSwap<World>,
+    checks: Checks,
     puller: Puller,
     metrics: Metrics,
 }
 
+/// What a request is judged by, from its beginning to its end.
+struct World {
+    table: Arc<RoutingTable>,
+    /// `None` lets everybody in.
+    clients: Option<Arc<Clients>>,
+}
+
 impl Service {
-    /// Answers for the registries of the table.
+    /// Answers for the registries of the table, and to everybody.
     pub fn new(table: RoutingTable, puller: Puller, metrics: Metrics) -> Self {
-        Self(Arc::new(Inner { table: ArcSwap::from_pointee(table), puller, metrics }))
+        let world = ArcSwap::from_pointee(World { table: Arc::new(table), clients: None });
+        Self(Arc::new(Inner { world, checks: Checks::new(), puller, metrics }))
     }
 
-    /// Answers for the registries of another table from the next request on.
-    pub fn reroute(&self, table: RoutingTable) {
-        self.0.table.store(Arc::new(table));
+    /// Answers for the registries of another table to other clients, both from the next request on.
+    pub fn reconfigure(&self, table: RoutingTable, clients: Option<Clients>) {
+        self.0.world.store(Arc::new(World { table: Arc::new(table), clients: clients.map(Arc::new) }));
+    }
+
+    /// Answers to these clients from the next request on; `None` is everybody. Who was known before stays so, as far as
+    /// nothing about him has changed.
+    pub fn admit(&self, clients: Option<Clients>) {
+        let now = self.0.world.load_full();
+        let clients = clients.map(|clients| match &now.clients {
+            Some(before) => clients.inherit(before),
+            None => clients,
+        });
+        self.0.world.store(Arc::new(World { table: now.table.clone(), clients: clients.map(Arc::new) }));
     }
 
     /// Answers one request. Its body is never read; the access log is written when the body of the answer is dropped.
@@ -84,25 +112,53 @@ impl Service {
 impl Inner {
     async fn answer(&self, request: &Parts, exchange: &mut Exchange) -> Result<Reply, Failure> {
         let host = check_framing(request)?;
+        let world = self.world.load_full();
+        // On the heap, or each request would carry the room for it where nobody wants to know.
+        let client = match &world.clients {
+            Some(clients) => Some(Box::pin(self.identify(clients, request, exchange)).await?),
+            None => None,
+        };
         let route = Route::parse(&request.method, request.uri.path())?;
         exchange.is_of_kind(route.kind());
         let query = Query::parse(request.uri.query())?;
-        let target = self.table.load().resolve(&route, query.namespace.as_ref(), host)?;
+        let target = world.table.resolve(&route, query.namespace.as_ref(), host)?;
         let repository = target.as_ref().and_then(|target| target.repository.clone());
         if let Some(target) = target {
             exchange.is_about(target);
         }
+        let ping = || Reply::ping(client.as_ref().is_some_and(Client::could_log_in));
         let Some(repository) = repository else {
-            return Ok(Reply::ping());
+            return Ok(ping());
         };
+        if let Some(client) = &client {
+            client.may_read(&repository).map_err(|refusal| deny(refusal, request, exchange))?;
+        }
         match &route.endpoint {
-            Endpoint::Ping => Ok(Reply::ping()),
+            Endpoint::Ping => Ok(ping()),
             Endpoint::Manifest { reference, .. } => self.manifest(request, &repository, reference).await,
             Endpoint::Blob { digest, .. } => self.blob(request, &repository, digest).await,
             // On the heap, or each pull would carry the room for these through the layers.
             Endpoint::Tags { .. } => Box::pin(self.tags(&route, &query, &repository)).await,
             Endpoint::Referrers { digest, .. } => Box::pin(self.referrers(&query, &repository, digest)).await,
         }
+    }
+
+    async fn identify(
+        &self,
+        clients: &Arc<Clients>,
+        request: &Parts,
+        exchange: &mut Exchange,
+    ) -> Result<Client, Failure> {
+        let mut shown = request.headers.get_all(AUTHORIZATION).iter();
+        let authorization = shown.next().map(HeaderValue::as_bytes);
+        if shown.next().is_some() {
+            return Err(Failure::ambiguous("`Authorization` is given more than once"));
+        }
+        let certificate = request.extensions.get::<Certificate>();
+        let client = clients.identify(&self.checks, certificate, authorization).await;
+        let client = client.map_err(|refusal| deny(refusal, request, exchange))?;
+        exchange.is_from(client.name());
+        Ok(client)
     }
 
     async fn manifest(
@@ -209,6 +265,13 @@ fn several(digest: &Digest, blob: &Blob, ranges: &[ByteRange], size_bytes: u64) 
             Reply::parts(digest, &boundary, content, &outcome)
         }
     })
+}
+
+/// A push is refused before its body is read.
+fn deny(refusal: Refusal, request: &Parts, exchange: &Exchange) -> Failure {
+    exchange.is_denied(refusal.as_str());
+    let close = !matches!(request.method, Method::GET | Method::HEAD);
+    Failure { close, ..Failure::from(refusal) }
 }
 
 fn failing(repository: &Repository) -> impl Fn(Error) -> Failure {

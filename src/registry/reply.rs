@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{
     ACCEPT_RANGES, ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderName,
-    LINK, RETRY_AFTER, WARNING, X_CONTENT_TYPE_OPTIONS,
+    LINK, RETRY_AFTER, WARNING, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
 };
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
@@ -26,6 +26,9 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 /// As many as an answer has, so that their table is made once.
 const MAX_HEADERS: usize = 16;
+/// `Basic` alone: clients that see `Bearer` as well ask a token service, and there is none. A token that is sent as it is
+/// counts all the same.
+const CHALLENGE: HeaderValue = HeaderValue::from_static("Basic realm=\"forebay\"");
 /// What a digest names never changes.
 const FOREVER: HeaderValue = HeaderValue::from_static("max-age=31536000");
 
@@ -118,9 +121,11 @@ impl Reply {
         self.with(CONTENT_DIGEST, ascii(bare)).with(ETAG, ascii(quoted))
     }
 
-    /// `GET /v2/`.
-    pub(super) fn ping() -> Self {
-        Self::json(Bytes::from_static(b"{}"), Provenance::local())
+    /// `GET /v2/`. Some clients learn from it alone whether to send credentials at all, and podman and its kin do so from a
+    /// 200 as well (RFC 9110 section 11.6.1).
+    pub(super) fn ping(invites_login: bool) -> Self {
+        let reply = Self::json(Bytes::from_static(b"{}"), Provenance::local());
+        if invites_login { reply.with(WWW_AUTHENTICATE, CHALLENGE) } else { reply }
     }
 
     fn json(bytes: Bytes, provenance: Provenance) -> Self {
@@ -208,6 +213,9 @@ impl Reply {
         }
         if let Some(wait) = failure.retry_after {
             reply = reply.with(RETRY_AFTER, HeaderValue::from(whole_seconds(wait)));
+        }
+        if failure.challenge {
+            reply = reply.with(WWW_AUTHENTICATE, CHALLENGE);
         }
         if failure.close {
             reply = reply.with(CONNECTION, HeaderValue::from_static("close"));
@@ -337,6 +345,15 @@ mod tests {
         assert_eq!(header(&push, "connection"), Some("close"));
         assert_eq!(header(&push, "cache-status"), Some("forebay; fwd=bypass"));
         assert_eq!(header(&push, "content-type"), Some("application/json"));
+        assert_eq!(header(&push, "www-authenticate"), None);
+        let unknown = respond(Reply::failure(&crate::access::Refusal::Missing.into()), true);
+        assert_eq!(
+            (unknown.status().as_u16(), header(&unknown, "www-authenticate")),
+            (401, Some("Basic realm=\"forebay\""))
+        );
+        assert_eq!(header(&unknown, "cache-status"), Some("forebay; fwd=bypass; detail=missing"));
+        let busy = respond(Reply::failure(&crate::access::Refusal::Busy.into()), false);
+        assert_eq!((header(&busy, "retry-after"), header(&busy, "www-authenticate")), (Some("5"), None));
         assert_eq!(whole_seconds(Duration::from_millis(1200)), 2);
         assert_eq!(whole_seconds(Duration::from_secs(7)), 7);
     }

@@ -17,6 +17,8 @@ mod admin;
 mod api;
 mod auth;
 mod basics;
+mod client_certificates;
+mod clients;
 mod cold;
 mod commands;
 mod conditional;
