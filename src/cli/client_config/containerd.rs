@@ -21,7 +21,7 @@ const PLUGIN_3: &str = "io.containerd.cri.v1.images";
 pub(super) fn plan(setup: &Setup, read: impl Fn(&str) -> anyhow::Result<String>) -> anyhow::Result<Plan> {
     let (config, folder) = config(&read(FILE)?)?;
     let mut documents: Vec<_> = setup.registries.iter().map(|known| hosts(setup, known, &folder)).collect();
-    documents.push(Document { path: FILE.into(), text: config });
+    documents.push(Document { path: FILE.into(), text: config, is_secret: false });
     let notes = vec![
         format!("hosts.toml is read at each pull; after a change of {FILE}: systemctl restart containerd"),
         format!("ctr reads it with --hosts-dir {folder}"),
@@ -74,6 +74,11 @@ fn hosts(setup: &Setup, known: &Known, folder: &str) -> Document {
     if let Some(ca) = &setup.ca {
         text.push_str(&format!("  ca = {}\n", quoted(&ca.display().to_string())));
     }
+    if let Some(login) = &setup.login {
+        let (host, value) = (quoted(setup.base()), quoted(&login.basic()));
+        text.push_str(&format!("  [host.{host}.header]\n    authorization = {value}\n"));
+    }
+    let is_secret = setup.login.is_some();
     // A colon in a folder's name is fine on Linux; containerd looks for `host_port_` too, but for this one first.
-    Document { path: format!("{folder}/{}/hosts.toml", known.registry).into(), text }
+    Document { path: format!("{folder}/{}/hosts.toml", known.registry).into(), text, is_secret }
 }

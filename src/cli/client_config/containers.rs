@@ -7,6 +7,7 @@ use toml_edit::Array;
 use toml_edit::value;
 
 use super::Document;
+use super::Login;
 use super::MARK;
 use super::Plan;
 use super::Setup;
@@ -46,8 +47,17 @@ fn registries_conf(setup: &Setup) -> Plan {
         }
     }
     let ca = setup.ca.as_ref();
-    let notes = ca.map(|ca| format!("copy {} to /etc/containers/certs.d/{}/ca.crt", ca.display(), setup.authority));
-    Plan { documents: vec![Document { path: CONTAINERS.into(), text }], notes: notes.into_iter().collect() }
+    let ca = ca.map(|ca| format!("copy {} to /etc/containers/certs.d/{}/ca.crt", ca.display(), setup.authority));
+    // This file has no place for credentials.
+    let login = setup.login.as_ref().map(|login| {
+        let flag = if setup.is_plain_http() { "--tls-verify=false " } else { "" };
+        format!(
+            "podman login {flag}--username {} {} writes the auth.json that is read",
+            login.username, setup.authority
+        )
+    });
+    let notes = ca.into_iter().chain(login).collect();
+    Plan { documents: vec![Document { path: CONTAINERS.into(), text, is_secret: false }], notes }
 }
 
 pub(super) fn k3s(setup: &Setup, read: impl Fn(&str) -> anyhow::Result<String>) -> anyhow::Result<Plan> {
@@ -61,13 +71,21 @@ pub(super) fn k3s(setup: &Setup, read: impl Fn(&str) -> anyhow::Result<String>) 
     for known in &setup.registries {
         let _ = write!(text, "  {:?}:\n    endpoint:\n      - {:?}\n", known.registry.as_str(), setup.base());
     }
-    if let Some(ca) = &setup.ca {
-        let ca = ca.display().to_string();
-        let _ = write!(text, "configs:\n  {:?}:\n    tls:\n      ca_file: {ca:?}\n", setup.authority);
+    if setup.ca.is_some() || setup.login.is_some() {
+        let _ = write!(text, "configs:\n  {:?}:\n", setup.authority);
     }
+    if let Some(Login { username, password }) = &setup.login {
+        // What JSON writes is YAML as well.
+        let (username, password) = (serde_json::to_string(username)?, serde_json::to_string(password)?);
+        let _ = write!(text, "    auth:\n      username: {username}\n      password: {password}\n");
+    }
+    if let Some(ca) = &setup.ca {
+        let _ = write!(text, "    tls:\n      ca_file: {:?}\n", ca.display().to_string());
+    }
+    let is_secret = setup.login.is_some();
     let notes =
         vec!["on each node, then: systemctl restart k3s (k3s-agent on agents; rke2 has the same file)".to_owned()];
-    Ok(Plan { documents: vec![Document { path: K3S.into(), text }], notes })
+    Ok(Plan { documents: vec![Document { path: K3S.into(), text, is_secret }], notes })
 }
 
 pub(super) fn buildkit(setup: &Setup, read: impl Fn(&str) -> anyhow::Result<String>) -> anyhow::Result<Plan> {
@@ -91,7 +109,12 @@ pub(super) fn buildkit(setup: &Setup, read: impl Fn(&str) -> anyhow::Result<Stri
     if let Some(ca) = &setup.ca {
         proxy.insert("ca", value(Array::from_iter([ca.display().to_string()])));
     }
-    let notes =
+    let mut notes =
         vec!["then: systemctl restart buildkit; docker buildx create takes it with --buildkitd-config".to_owned()];
-    Ok(Plan { documents: vec![Document { path: BUILDKIT.into(), text: document.to_string() }], notes })
+    if let Some(login) = &setup.login {
+        let authority = &setup.authority;
+        notes.push(format!("docker login --username {} {authority}: builds take it from there", login.username));
+    }
+    let text = document.to_string();
+    Ok(Plan { documents: vec![Document { path: BUILDKIT.into(), text, is_secret: false }], notes })
 }

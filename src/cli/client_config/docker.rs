@@ -24,7 +24,7 @@ pub(super) fn plan(setup: &Setup, read: impl Fn(&str) -> anyhow::Result<String>)
         // For pulls by the proxy's own name; mirrors say by their scheme what they are.
         add(&mut keys, "insecure-registries", &setup.authority)?;
     }
-    let mut documents = vec![Document { path: FILE.into(), text: written(&keys)? }];
+    let mut documents = vec![Document { path: FILE.into(), text: written(&keys)?, is_secret: false }];
     let mut notes = vec![
         "dockerd has mirrors for Docker Hub only; other registries by name: docker pull ".to_owned()
             + &format!("{}/quay.io/prometheus/busybox", setup.authority),
@@ -32,6 +32,12 @@ pub(super) fn plan(setup: &Setup, read: impl Fn(&str) -> anyhow::Result<String>)
     ];
     if let Some(ca) = &setup.ca {
         notes.insert(0, format!("copy {} to /etc/docker/certs.d/{}/ca.crt", ca.display(), setup.authority));
+    }
+    if setup.wants_login || setup.login.is_some() {
+        let authority = &setup.authority;
+        notes.push(format!("dockerd shows its mirrors no credentials, and goes past one that asks for them: let the proxy take \
+             anonymous clients, or give dockerd a certificate as /etc/docker/certs.d/{authority}/client.cert and client.key"));
+        notes.push(format!("for pulls by the proxy's own name: docker login {authority}"));
     }
     documents.retain(|document| !document.text.is_empty());
     Ok(Plan { documents, notes })

@@ -12,11 +12,14 @@ mod place;
 mod tests;
 mod toml_text;
 
+use std::fmt;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::path::Path;
 use std::path::PathBuf;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use similar::TextDiff;
 use url::Host;
 use url::Url;
@@ -25,6 +28,7 @@ use self::place::Placed;
 use super::remote::wrong;
 use crate::config::Config;
 use crate::config::Overrides;
+use crate::config::read_secret;
 use crate::oci::Registry;
 
 /// First line of files that are all ours.
@@ -47,6 +51,12 @@ pub struct Arguments {
     /// Certificate of the proxy's own authority, where engines do not know it (PEM, a path on the engine's machine)
     #[arg(long, value_name = "FILE")]
     pub ca: Option<PathBuf>,
+    /// Who engines are for a proxy that asks its clients for a login
+    #[arg(long, value_name = "NAME", requires = "password_file")]
+    pub username: Option<String>,
+    /// File with the password or token of --username; it goes into the engine's file where that can hold it
+    #[arg(long, value_name = "FILE", requires = "username")]
+    pub password_file: Option<PathBuf>,
     /// Put it in place; what was there is kept beside it as NAME.forebay-backup
     #[arg(long)]
     pub write: bool,
@@ -87,7 +97,31 @@ pub(super) struct Setup {
     registries: Vec<Known>,
     default_registry: Option<Registry>,
     ca: Option<PathBuf>,
+    login: Option<Login>,
+    /// The proxy lets nobody in who shows nothing.
+    wants_login: bool,
     force: bool,
+}
+
+/// What the proxy is shown.
+#[derive(Clone)]
+struct Login {
+    username: String,
+    password: String,
+}
+
+/// Without the password.
+impl fmt::Debug for Login {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Login").field("username", &self.username).finish_non_exhaustive()
+    }
+}
+
+impl Login {
+    /// As a header's value.
+    fn basic(&self) -> String {
+        format!("Basic {}", BASE64_STANDARD.encode(format!("{}:{}", self.username, self.password)))
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -102,6 +136,8 @@ struct Document {
     /// Below the root.
     path: PathBuf,
     text: String,
+    /// Only its owner may read it.
+    is_secret: bool,
 }
 
 /// The files of an engine, and what else there is to do.
@@ -129,14 +165,18 @@ impl Arguments {
             return Err(wrong("ca", "the proxy is asked over plain HTTP; there is no certificate").into());
         }
         (setup.ca, setup.force) = (self.ca.clone(), self.force);
-        let plan = plan(self.engine, &setup, &self.root)?;
+        setup.login = self.login()?;
+        let mut plan = plan(self.engine, &setup, &self.root)?;
+        if setup.wants_login && setup.login.is_none() && self.engine != Engine::Docker {
+            plan.notes.push("the proxy asks its clients for a login: --username and --password-file".to_owned());
+        }
         let mut out = String::new();
         for document in &plan.documents {
             let path = place::below(&self.root, &document.path);
             if self.dry_run {
                 out.push_str(&difference(&path, &place::read(&self.root, &document.path)?, &document.text));
             } else if self.write {
-                let done = match place::put(&path, &document.text)? {
+                let done = match place::put(&path, &document.text, document.is_secret)? {
                     Placed::Unchanged => "unchanged",
                     Placed::New => "written",
                     Placed::Replaced => "written, the old one is kept beside it",
@@ -150,6 +190,15 @@ impl Arguments {
             out.push_str("nothing would change\n");
         }
         Ok((out, plan.notes))
+    }
+
+    fn login(&self) -> anyhow::Result<Option<Login>> {
+        let (Some(username), Some(path)) = (&self.username, &self.password_file) else { return Ok(None) };
+        if username.contains(':') {
+            return Err(wrong("username", "a name has no colon in it").into());
+        }
+        let password = read_secret(path).map_err(|problem| wrong("password-file", &problem))?;
+        Ok(Some(Login { username: username.clone(), password }))
     }
 }
 
@@ -192,7 +241,10 @@ pub(super) fn setup(config: Option<&Path>, proxy: Option<&Url>) -> anyhow::Resul
         Some(Known { registry: known.registry.clone(), endpoint: known.endpoints.first()?.clone() })
     };
     let registries = config.registries.iter().filter_map(known).collect();
-    Ok(Setup { proxy, authority, registries, default_registry: config.server.default_registry, ca: None, force: false })
+    let wants_login = config.clients.as_ref().is_some_and(|clients| !clients.anonymous && clients.has_logins());
+    let default_registry = config.server.default_registry;
+    let (ca, login, force) = (None, None, false);
+    Ok(Setup { proxy, authority, registries, default_registry, ca, login, wants_login, force })
 }
 
 /// The first address that the proxy listens on, where engines on this machine can use it.

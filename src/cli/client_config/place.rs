@@ -4,6 +4,7 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::path::PathBuf;
 
@@ -12,6 +13,8 @@ use anyhow::bail;
 
 /// Largest file of an engine that is read.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
+/// Permissions of a file with a password in it.
+const OWNER_ONLY: u32 = 0o600;
 /// What the name of a kept original ends with.
 const BACKUP: &str = ".forebay-backup";
 
@@ -42,10 +45,14 @@ pub(super) fn read(root: &Path, path: &Path) -> anyhow::Result<String> {
     fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
 }
 
-/// Puts the text there in one step. The first original is kept; later ones were ours.
-pub(super) fn put(path: &Path, text: &str) -> anyhow::Result<Placed> {
+/// Puts the text there in one step; a secret one for its owner alone. The first original is kept; later ones were ours.
+pub(super) fn put(path: &Path, text: &str, is_secret: bool) -> anyhow::Result<Placed> {
     let old = fs::read_to_string(path).ok();
     if old.as_deref() == Some(text) {
+        if is_secret {
+            let owner_only = fs::Permissions::from_mode(OWNER_ONLY);
+            fs::set_permissions(path, owner_only).with_context(|| format!("cannot protect {}", path.display()))?;
+        }
         return Ok(Placed::Unchanged);
     }
     let failed = || format!("cannot write {}", path.display());
@@ -55,7 +62,9 @@ pub(super) fn put(path: &Path, text: &str) -> anyhow::Result<Placed> {
     let beside = |end: &str| folder.join(format!("{}{end}", name.to_string_lossy()));
     let temporary = beside(".forebay-new");
     let mut file = fs::File::create(&temporary).with_context(failed)?;
-    if let Ok(metadata) = fs::metadata(path) {
+    if is_secret {
+        file.set_permissions(fs::Permissions::from_mode(OWNER_ONLY)).with_context(failed)?;
+    } else if let Ok(metadata) = fs::metadata(path) {
         file.set_permissions(metadata.permissions()).with_context(failed)?;
     }
     file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).with_context(failed)?;

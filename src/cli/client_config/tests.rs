@@ -10,7 +10,9 @@ fn setup(proxy: &str) -> Setup {
     let registries = registries
         .map(|known| Known { registry: known.registry.clone(), endpoint: known.endpoints[0].clone() })
         .collect();
-    Setup { proxy, authority, registries, default_registry: config.server.default_registry, ca: None, force: false }
+    let default_registry = config.server.default_registry;
+    let (ca, login, wants_login, force) = (None, None, false, false);
+    Setup { proxy, authority, registries, default_registry, ca, login, wants_login, force }
 }
 
 fn nothing(_: &str) -> anyhow::Result<String> {
@@ -105,13 +107,49 @@ fn buildkit_keeps_what_it_has() {
 fn files_are_replaced_whole_and_the_first_one_is_kept() {
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("etc/x/daemon.json");
-    assert_eq!(place::put(&path, "one").unwrap(), Placed::New);
-    assert_eq!(place::put(&path, "one").unwrap(), Placed::Unchanged);
-    assert_eq!(place::put(&path, "two").unwrap(), Placed::Replaced);
-    assert_eq!(place::put(&path, "three").unwrap(), Placed::Replaced);
+    assert_eq!(place::put(&path, "one", false).unwrap(), Placed::New);
+    assert_eq!(place::put(&path, "one", false).unwrap(), Placed::Unchanged);
+    assert_eq!(place::put(&path, "two", false).unwrap(), Placed::Replaced);
+    assert_eq!(place::put(&path, "three", false).unwrap(), Placed::Replaced);
     let read = |name: &str| place::read(root.path(), &Path::new("/etc/x").join(name)).unwrap();
     assert_eq!((read("daemon.json").as_str(), read("daemon.json.forebay-backup").as_str()), ("three", "one"));
     assert_eq!(read("daemon.json.forebay-new"), "");
+}
+
+#[test]
+fn a_login_goes_where_engines_look_for_it() {
+    let login = Login { username: "ci".to_owned(), password: "a\"b".to_owned() };
+    assert!(!format!("{login:?}").contains("a\\\"b"));
+    let setup = Setup { login: Some(login), ..setup("http://10.0.0.5:5000") };
+    let plan = containerd::plan(&setup, nothing).unwrap();
+    let hosts: toml::Table = toml::from_str(&text(&plan, "docker.io/hosts.toml")).unwrap();
+    let header = hosts["host"]["http://10.0.0.5:5000"]["header"]["authorization"].as_str();
+    assert_eq!(header, Some("Basic Y2k6YSJi"));
+    let secret: Vec<_> = plan.documents.iter().filter(|document| document.is_secret).map(|d| d.path.clone()).collect();
+    assert!(secret.len() == 2 && secret.iter().all(|path| path.ends_with("hosts.toml")), "{secret:?}");
+    let k3s = containers::k3s(&setup, nothing).unwrap();
+    let expected = "configs:\n  \"10.0.0.5:5000\":\n    auth:\n      username: \"ci\"\n      password: \"a\\\"b\"\n";
+    assert!(k3s.documents[0].is_secret && k3s.documents[0].text.ends_with(expected), "{}", k3s.documents[0].text);
+    for plan in [containers::podman(&setup), containers::buildkit(&setup, nothing).unwrap()] {
+        assert!(plan.notes.iter().any(|note| note.contains("login") && note.contains("--username ci")), "{plan:?}");
+        assert!(!plan.documents[0].text.contains("a\"b") && !plan.documents[0].is_secret);
+    }
+    let docker = docker::plan(&setup, nothing).unwrap();
+    assert!(docker.notes.iter().any(|note| note.contains("no credentials") && note.contains("client.cert")));
+}
+
+#[test]
+fn files_with_a_password_are_for_their_owner() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("hosts.toml");
+    let mode = || path.metadata().unwrap().permissions().mode() & 0o777;
+    place::put(&path, "open", false).unwrap();
+    let _ = place::put(&path, "secret", true).unwrap();
+    assert_eq!(mode(), 0o600);
+    place::put(&path, "other", false).unwrap();
+    assert_eq!(mode(), 0o600, "once closed it stays so");
+    assert_eq!(place::put(&root.path().join("new.toml"), "secret", true).unwrap(), Placed::New);
 }
 
 #[test]
