@@ -48,10 +48,15 @@ async fn every_configuration_of_the_guides_is_right() {
     let made = rcgen::generate_simple_self_signed(["cache.example".to_owned()]).unwrap();
     std::fs::write(&certificate, made.cert.pem()).unwrap();
     std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    let (htpasswd, tokens) = (folder.path().join("htpasswd"), folder.path().join("tokens"));
+    std::fs::write(&htpasswd, crate::clients::user("ann", "password")).unwrap();
+    std::fs::write(&tokens, "").unwrap();
     let here = [
         ("/run/secrets/registry.example", &secret),
         ("/etc/forebay/server.pem", &certificate),
         ("/etc/forebay/server.key", &key),
+        ("/etc/forebay/htpasswd", &htpasswd),
+        ("/etc/forebay/tokens", &tokens),
     ];
     let mut count = 0;
     for (path, text) in guides() {

@@ -194,12 +194,12 @@ free_port() {
 # Engines in front of forebay use what forebay writes for them; in front of anything else, what is written here by hand.
 asks_forebay() { [[ ${FOREBAY_PORT:-none} == "$1" ]]; } # asks_forebay PORT
 
-client_config() { # client_config ENGINE ROOT PORT: writes below ROOT
+client_config() { # client_config ENGINE ROOT PORT [OPTION...]: writes below ROOT
   # The registries' own addresses are the proxy too, so a broken mirror can never be hidden by a real registry.
   printf '[[registry]]\nhost = "%s"\nendpoints = ["http://127.0.0.1:%s"]\n' docker.io "$3" registry.test "$3" >"$2.toml"
   # shellcheck disable=SC2154 # set by `run`
   "$binary" client-config "$1" --write --root "$2" --proxy "http://127.0.0.1:$3" --config "$2.toml" \
-    --registry docker.io --registry registry.test
+    --registry docker.io --registry registry.test "${@:4}"
 }
 
 # ---- the upstream -------------------------------------------------------------------------------------------------
