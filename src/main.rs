@@ -62,7 +62,7 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
             Ok(code)
         }
         Command::Warm(command) => report(&ask(command.run())?),
-        Command::Verify(command) => report(&command.run()?),
+        Command::Verify(command) => report(&ask(command.run())?),
     }
 }
 

@@ -69,6 +69,8 @@ pub enum FoundBy {
     Read,
     /// The background scrub.
     Scrub,
+    /// A verification that was asked for, with a repair.
+    Verify,
 }
 
 impl FoundBy {
@@ -77,6 +79,7 @@ impl FoundBy {
         match self {
             Self::Read => "read",
             Self::Scrub => "scrub",
+            Self::Verify => "verify",
         }
     }
 }
