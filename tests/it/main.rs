@@ -35,6 +35,7 @@ mod lanes;
 mod leaks;
 mod limits;
 mod logins;
+mod manager;
 mod manifests;
 mod multipart;
 mod negotiation;
