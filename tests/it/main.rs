@@ -21,6 +21,7 @@ mod cold;
 mod commands;
 mod conditional;
 mod damage;
+mod deploy;
 mod discovery;
 mod disk;
 mod doctor;
