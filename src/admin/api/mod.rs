@@ -252,10 +252,30 @@ impl Question {
     }
 
     /// The page of a list that is asked for.
-    fn page<T>(&self, all: Vec<T>) -> Result<Vec<T>, Failure> {
+    fn page(&self) -> Result<Page, Failure> {
         let limit = self.number("limit", DEFAULT_PAGE, MAX_PAGE)?;
-        let offset = self.number("offset", 0, usize::MAX)?;
-        Ok(all.into_iter().skip(offset).take(limit).collect())
+        Ok(Page { limit, offset: self.number("offset", 0, usize::MAX)? })
+    }
+}
+
+/// A part of a list.
+#[derive(Clone, Copy, Debug)]
+struct Page {
+    limit: usize,
+    offset: usize,
+}
+
+impl Page {
+    fn of<T>(self, all: Vec<T>) -> Vec<T> {
+        all.into_iter().skip(self.offset).take(self.limit).collect()
+    }
+}
+
+/// Computes off the thread that answers: probes must not wait for a long list.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(value) => value,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
     }
 }
 
