@@ -65,9 +65,9 @@ struct Read {
 }
 
 /// One image before it is compared with the others.
-struct Found {
+struct Found<'a> {
     image: Image,
-    contents: HashSet<Digest>,
+    contents: Box<[&'a Digest]>,
 }
 
 /// Collects what is here, and reads what is not remembered.
@@ -124,12 +124,12 @@ fn key(image: &Image) -> (&str, &str, Option<&str>, &str) {
     (&image.registry, &image.repository, image.tag.as_deref(), &image.digest)
 }
 
-fn assemble(
-    inventory: &Inventory,
-    read: &HashMap<Digest, Arc<Read>>,
+fn assemble<'a>(
+    inventory: &'a Inventory,
+    read: &'a HashMap<Digest, Arc<Read>>,
     repository: &Repository,
     digest: &Digest,
-) -> Found {
+) -> Found<'a> {
     let known = inventory.contents.get(digest);
     let mut parts = Parts { inventory, read, contents: HashSet::new(), platforms: Vec::new() };
     let is_complete = parts.add(digest, None);
@@ -138,7 +138,7 @@ fn assemble(
         Some(_) if is_complete => ImageState::Complete,
         Some(_) => ImageState::Partial,
     };
-    let here = |digest: &Digest| inventory.contents.get(digest);
+    let here = || parts.contents.iter().filter_map(|digest| inventory.contents.get(*digest));
     let mut platforms: Vec<String> = parts.platforms.iter().map(Platform::to_string).collect();
     platforms.sort();
     platforms.dedup();
@@ -149,31 +149,29 @@ fn assemble(
         digest: digest.to_string(),
         media_type: known.and_then(|known| known.media_type.as_ref()).map(|media_type| media_type.as_str().to_owned()),
         platforms,
-        size_bytes: parts.contents.iter().filter_map(here).map(|known| known.size_bytes).sum(),
+        size_bytes: here().map(|known| known.size_bytes).sum(),
         shared_bytes: 0,
-        last_used: parts.contents.iter().filter_map(here).map(|known| known.used_at).max().map(rfc3339),
+        last_used: here().map(|known| known.used_at).max().map(rfc3339),
         checked_at: None,
         pinned: false,
         state,
     };
-    Found { image, contents: parts.contents }
+    Found { image, contents: parts.contents.into_iter().collect() }
 }
 
 /// What is here of an image, followed from its root.
 struct Parts<'a> {
     inventory: &'a Inventory,
     read: &'a HashMap<Digest, Arc<Read>>,
-    contents: HashSet<Digest>,
+    contents: HashSet<&'a Digest>,
     platforms: Vec<Platform>,
 }
 
-impl Parts<'_> {
+impl<'a> Parts<'a> {
     /// Whether this document can be pulled: an image with all its blobs, or an index with such an image in it.
     fn add(&mut self, digest: &Digest, platform: Option<&Platform>) -> bool {
-        if !self.inventory.contents.contains_key(digest) || !self.contents.insert(*digest) {
-            return false;
-        }
-        let Some(read) = self.read.get(digest).cloned() else { return false };
+        let Some(digest) = self.here(digest).filter(|digest| self.contents.insert(digest)) else { return false };
+        let Some(read) = self.read.get(digest) else { return false };
         let mut has_member = false;
         for member in &read.outline.members {
             has_member |= self.add(&member.digest, member.platform.as_ref());
@@ -181,11 +179,9 @@ impl Parts<'_> {
         let blobs = read.outline.config.iter().chain(&read.outline.layers);
         let mut is_whole = true;
         for (blob, _) in blobs {
-            let is_here = self.inventory.contents.contains_key(blob);
-            is_whole &= is_here;
-            if is_here {
-                self.contents.insert(*blob);
-            }
+            let blob = self.here(blob);
+            is_whole &= blob.is_some();
+            self.contents.extend(blob);
         }
         let is_image = read.outline.members.is_empty();
         if is_image && is_whole {
@@ -193,17 +189,22 @@ impl Parts<'_> {
         }
         if is_image { is_whole } else { has_member }
     }
+
+    /// The same digest, as long as the inventory lives, where its content is here.
+    fn here(&self, digest: &Digest) -> Option<&'a Digest> {
+        self.inventory.contents.get_key_value(digest).map(|(digest, _)| digest)
+    }
 }
 
 /// Counts in each image what others use too. Two tags of one digest are the same image twice, and share all of it.
-fn share(inventory: &Inventory, found: &mut [Found]) {
-    let mut users: HashMap<Digest, u32> = HashMap::new();
+fn share(inventory: &Inventory, found: &mut [Found<'_>]) {
+    let mut users: HashMap<&Digest, u32> = HashMap::new();
     for digest in found.iter().flat_map(|found| &found.contents) {
-        *users.entry(*digest).or_default() += 1;
+        *users.entry(digest).or_default() += 1;
     }
     for found in found {
         let shared = found.contents.iter().filter(|digest| users.get(*digest).is_some_and(|&users| users > 1));
-        let sizes = shared.filter_map(|digest| inventory.contents.get(digest)).map(|known| known.size_bytes);
+        let sizes = shared.filter_map(|digest| inventory.contents.get(*digest)).map(|known| known.size_bytes);
         found.image.shared_bytes = sizes.sum();
     }
 }
