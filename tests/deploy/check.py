@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import functools
 import os
 import pathlib
 import re
@@ -67,10 +68,12 @@ def documents(text):
     return [document for document in yaml.safe_load_all(text) if document]
 
 
+@functools.cache
 def kustomize(folder):
     return documents(run(TOOLS / "kubectl", "kustomize", folder))
 
 
+@functools.cache
 def template(*values):
     return documents(run(TOOLS / "helm", "template", RELEASE, CHART, "--namespace", RELEASE, *values))
 
@@ -276,7 +279,7 @@ def lints(values):
 def tells_what_to_do(values):
     """The notes come with an installation only: a dry one."""
     text = run(TOOLS / "helm", "install", RELEASE, CHART, "--namespace", RELEASE, "--dry-run=client", *values)
-    assert "NOTES:" in text and "config_path" in text or "port-forward" in text, text
+    assert "NOTES:" in text and ("config_path" in text or "port-forward" in text), text
 
 
 def package_holds_the_files():
