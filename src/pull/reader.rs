@@ -65,7 +65,7 @@ impl BlobReader {
         loop {
             match &mut self.0 {
                 Source::Growing(following) => match following.next().await {
-                    Some(Err(ReadError::Unkept)) => match following.turn_away().await {
+                    Some(Err(ReadError::Unkept)) => match Box::pin(following.turn_away()).await {
                         Ok(alone) => self.0 = Source::Upstream(alone),
                         Err(error) => return Some(Err(error)),
                     },
@@ -75,7 +75,7 @@ impl BlobReader {
                     let next = reader.next().await;
                     if let Some(Err(error)) = &next {
                         tracing::error!(%digest, %error, "stored content cannot be read; it is fetched again");
-                        store.forget(digest).await;
+                        Box::pin(store.forget(digest)).await;
                     }
                     return next;
                 }
