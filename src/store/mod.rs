@@ -55,7 +55,7 @@
 //! hash before the first byte goes out. What goes to memory is hashed when it is read. What is wrong goes to `quarantine/`
 //! (`rot`), bounded in number, age and bytes, and is absent from then on: the next pull fetches it. Bytes that change under
 //! an intact seal, as on a rotting disk, are found by the scrub in the background (`scrub`) and by `verify`, which also works
-//! on files that another process has open.
+//! on files that another process has open; `verifying` runs it inside of an open store, one at a time.
 //!
 //! **A disk in trouble** (`health`) is noticed by the work that fails: new content is then passed through by whoever asked,
 //! what is here is served, and every two seconds a small file is written until that works again. What can neither be read
@@ -80,6 +80,7 @@ mod memory;
 mod options;
 mod parking;
 mod pins;
+mod place;
 mod purge;
 mod read;
 mod recover;
@@ -97,6 +98,7 @@ mod tests;
 #[cfg(test)]
 mod tests_of_keeping;
 mod verify;
+mod verifying;
 mod writer;
 
 use std::sync::Arc;
@@ -122,6 +124,7 @@ use self::pins::Pins;
 use self::rights::Fact;
 use self::rot::Quarantine;
 use self::space::Space;
+use self::verifying::LastVerification;
 use self::writer::Writer;
 
 pub use self::clock::Timestamp;
@@ -131,6 +134,7 @@ pub use self::health::Trouble;
 pub use self::inventory::{Inventory, Known, Room};
 pub use self::options::{Amount, Options};
 pub use self::pins::{Pin, PinError, PinMember, PinTarget};
+pub use self::place::directory_id;
 pub use self::purge::{Holder, Kept, PurgeTarget, Purged};
 pub use self::read::{ReadError, Reader};
 pub use self::rights::{Grant, Proof, Standing};
@@ -138,6 +142,7 @@ pub use self::scrub::Scrub;
 pub use self::spool::{Complete, FinishError, Growing, Lane, Spool, Want, WriteError};
 pub use self::tags::{Moved, Past, TagRecord};
 pub use self::verify::{Problem, Rotten, Verification, VerifyError, VerifyOptions, VerifyStep, verify};
+pub use self::verifying::{VerifyEnd, VerifyProgress, VerifyStartError, Verifying};
 
 /// Digests that share a lock for their changes.
 const CHANGE_STRIPES: usize = 64;
@@ -159,6 +164,7 @@ struct Inner {
     pins: Pins,
     quarantine: Quarantine,
     space: Arc<Space>,
+    verification: LastVerification,
     writer: Writer,
     metrics: Metrics,
 }
@@ -206,6 +212,7 @@ impl Store {
             catalog: recovered.catalog,
             engine,
             space,
+            verification: LastVerification::default(),
             metrics,
         });
         let store = Self { inner };
@@ -456,6 +463,7 @@ impl Store {
 
     /// Writes what is still to be written, and ends. Later changes are lost.
     pub async fn close(&self) {
+        self.inner.verification.stop();
         self.inner.writer.close().await;
     }
 
