@@ -19,6 +19,7 @@ use super::error::Error;
 use super::request::Kind;
 use super::request::Question;
 use super::request::RegistryClient;
+use super::throttle::Share;
 use super::throttle::TURN_BYTES;
 use super::throttle::Throttle;
 use super::wire::Wire;
@@ -84,6 +85,7 @@ pub struct BlobBody {
     response: Response,
     wire: Wire,
     throttle: Throttle,
+    share: Share,
     endpoint: Arc<Endpoint>,
     identity: Identity,
     extent: Extent,
@@ -126,6 +128,16 @@ impl BlobBody {
         Source(self.endpoint.clone())
     }
 
+    /// Its place where bandwidth is limited: its own, until it takes another's.
+    pub fn share(&self) -> Share {
+        self.share.clone()
+    }
+
+    /// Takes the place of another part of the same download.
+    pub fn take_share(&mut self, share: &Share) {
+        self.share = share.clone();
+    }
+
     /// The next bytes; `None` at the clean end. Fails with `Cut` when the connection ends before the announced length,
     /// with `TimedOut` after silence. Only time spent in this call counts as silence, and of that not what it waits for
     /// its share of the bandwidth. A call that is given up loses no bytes.
@@ -140,7 +152,7 @@ impl BlobBody {
             }
         }
         let turn_bytes = self.held.len().min(TURN_BYTES);
-        self.throttle.take(turn_bytes).await;
+        self.throttle.take(&self.share, turn_bytes).await;
         Ok(Some(self.held.split_to(turn_bytes)))
     }
 
@@ -210,6 +222,7 @@ impl RegistryClient {
                 response: answer.response,
                 wire: self.wire.clone(),
                 throttle: self.throttle.clone(),
+                share: Share::default(),
                 endpoint: answer.endpoint,
                 identity: answer.identity,
                 extent,

@@ -87,6 +87,7 @@ pub use self::status::EndpointStatus;
 pub use self::status::RateLimit;
 pub use self::status::RegistryStatus;
 pub use self::status::TokenStatus;
+pub use self::throttle::Share;
 
 /// As whom content was got.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -89,6 +89,11 @@ impl Pace {
     }
 }
 
+/// The place of one download in the queues of its limits. Bodies in one share take turns among themselves first, so that
+/// a download gets no more of a limit for having more connections. Cheap to clone; the clones are one place.
+#[derive(Clone, Debug, Default)]
+pub struct Share(Arc<Mutex<()>>);
+
 /// All limits that a body is under, its own registry's first. Cheap to clone; the clones share.
 #[derive(Clone, Default)]
 pub(super) struct Throttle(Vec<Arc<Pace>>);
@@ -113,8 +118,9 @@ impl Throttle {
     }
 
     /// Waits until so many bytes may be handed on. At most [`TURN_BYTES`] at once, or others wait too long.
-    pub(super) async fn take(&self, bytes: usize) {
+    pub(super) async fn take(&self, share: &Share, bytes: usize) {
         debug_assert!(bytes <= TURN_BYTES);
+        let _place = share.0.lock().await;
         for pace in &self.0 {
             pace.take(bytes).await;
         }
@@ -166,11 +172,16 @@ mod tests {
 
     /// Takes for ever, in pieces of one size, and counts.
     fn taker(throttle: &Throttle, piece: usize) -> Arc<AtomicU64> {
-        let (taken, count, throttle) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)), throttle.clone());
+        taker_in(&Share::default(), throttle, piece)
+    }
+
+    fn taker_in(share: &Share, throttle: &Throttle, piece: usize) -> Arc<AtomicU64> {
+        let (taken, count) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let (share, throttle) = (share.clone(), throttle.clone());
         let counted = taken.clone();
         tokio::spawn(async move {
             loop {
-                throttle.take(piece).await;
+                throttle.take(&share, piece).await;
                 counted.fetch_add(piece as u64, Ordering::Relaxed);
                 // A throttle that lets everything through must not hang the test.
                 assert!(count.fetch_add(1, Ordering::Relaxed) < 1_000_000);
@@ -213,6 +224,16 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_download_gets_no_more_for_having_more_connections() {
+        let (shared, share) = (throttle(4 * MB), Share::default());
+        let greedy: Vec<_> = (0..3).map(|_| taker_in(&share, &shared, TURN_BYTES)).collect();
+        let modest = taker(&shared, TURN_BYTES);
+        sleep(Duration::from_secs(10)).await;
+        assert_near(greedy.iter().map(taken).sum(), 20 * MB, 3);
+        assert_near(taken(&modest), 20 * MB, 3);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_registry_and_the_total_hold_together() {
         let total = throttle(3 * MB);
         let slow = taker(&throttle(MB).and(&total), TURN_BYTES);
@@ -231,7 +252,7 @@ mod tests {
         assert!(none.is_unlimited() && none.and(&none).is_unlimited());
         for throttle in [none, Throttle::new(&open_outside, noon)] {
             for _ in 0..1_000 {
-                throttle.take(TURN_BYTES).await;
+                throttle.take(&Share::default(), TURN_BYTES).await;
             }
         }
         assert_eq!(started.elapsed(), Duration::ZERO);
@@ -250,7 +271,7 @@ mod tests {
     async fn who_gives_up_uses_nothing_and_blocks_nobody() {
         let throttle = throttle(MB);
         for _ in 0..100 {
-            let _ = timeout(Duration::from_micros(10), throttle.take(TURN_BYTES)).await;
+            let _ = timeout(Duration::from_micros(10), throttle.take(&Share::default(), TURN_BYTES)).await;
         }
         let one = taker(&throttle, TURN_BYTES);
         sleep(Duration::from_secs(10)).await;

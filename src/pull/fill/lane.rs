@@ -19,6 +19,7 @@ use crate::upstream;
 use crate::upstream::BlobBody;
 use crate::upstream::Identity;
 use crate::upstream::Part;
+use crate::upstream::Share;
 use crate::upstream::Source;
 use crate::upstream::Upstream;
 
@@ -40,6 +41,8 @@ pub(super) struct Plan {
     /// By all lanes so far.
     pub(super) brought_bytes: AtomicU64,
     pub(super) provenance: Provenance,
+    /// Of bandwidth limits: the download's, not the lane's.
+    pub(super) share: Share,
 }
 
 /// Where a download's bytes come from. Noted before an answer's first byte is written, so that it never lags behind them.
@@ -172,7 +175,9 @@ pub(super) async fn fly(
 
 async fn open(plan: &Plan, course: &Course) -> Result<BlobBody, Broken> {
     let part = Part { start: course.start(), end: course.end() };
-    Ok(plan.upstream.get_blob(&plan.repository, &plan.digest, part).await?)
+    let mut body = plan.upstream.get_blob(&plan.repository, &plan.digest, part).await?;
+    body.take_share(&plan.share);
+    Ok(body)
 }
 
 /// Whether an answer can be what was asked for: how many of its first bytes are there already.

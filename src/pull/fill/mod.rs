@@ -190,6 +190,7 @@ impl Fill<'_> {
             size_bytes: first.total_bytes(),
             brought_bytes: AtomicU64::new(0),
             provenance: Provenance::new(&first),
+            share: first.share(),
         };
         let policy = self.inner.limits().policy(&self.repository.registry);
         let stop = self.inner.stop.clone();
