@@ -401,7 +401,7 @@ impl Catalog {
             Change::Revoke(digest, repository) => self.purge_grant(digest, repository),
             Change::Forget(digest) => self.remove(digest).is_some(),
             Change::Tag(repository, tag, None) => self.tags.forget(repository, tag),
-            Change::Tag(repository, tag, Some(record)) => self.tags.set(repository, tag, record.clone()),
+            Change::Tag(repository, tag, Some(record)) => self.tags.set(repository, tag, record),
             Change::Checked(repository, tag, digest, at) => self.tags.checked(repository, tag, digest, *at),
         }
     }

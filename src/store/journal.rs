@@ -265,6 +265,20 @@ mod tests {
     }
 
     #[test]
+    fn a_write_that_failed_half_way_does_not_eat_the_next_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("journal");
+        let content =
+            |size_bytes| Change::Content(Digest::of(Algorithm::Sha256, b"x"), size_bytes, Timestamp::from_millis(9));
+        let mut journal = Journal::open(&path).unwrap();
+        journal.write([content(1)].iter()).unwrap();
+        journal.file.write_all(b"0123 {").unwrap();
+        journal.is_torn = true;
+        journal.write([content(2)].iter()).unwrap();
+        assert_eq!(sizes(&path), (vec![1, 2], 1));
+    }
+
+    #[test]
     fn an_end_of_zeros_is_cut_off() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("journal");
