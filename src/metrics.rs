@@ -3,6 +3,8 @@
 //! Labels are enums or configured registries, so the number of series is bounded by the configuration. Nothing else in
 //! the program creates an instrument.
 
+use std::sync::Arc;
+
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Counter, Gauge, Histogram, Meter, UpDownCounter};
 
@@ -83,7 +85,10 @@ impl FoundBy {
 
 /// The instruments. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Metrics {
+pub struct Metrics(Arc<Instruments>);
+
+#[derive(Debug)]
+struct Instruments {
     requests: Counter<u64>,
     bytes_sent: Counter<u64>,
     upstream_bytes: Counter<u64>,
@@ -119,7 +124,7 @@ impl Metrics {
     pub fn new(meter: &Meter) -> Self {
         let counter = |name: &'static str, text: &'static str| meter.u64_counter(name).with_description(text).build();
         let gauge = |name: &'static str, text: &'static str| meter.u64_gauge(name).with_description(text).build();
-        Self {
+        Self(Arc::new(Instruments {
             requests: counter("forebay_requests", "Requests on the registry port"),
             bytes_sent: counter("forebay_bytes_sent", "Body bytes sent to clients"),
             upstream_bytes: counter("forebay_upstream_bytes", "Body bytes received from registries"),
@@ -160,7 +165,7 @@ impl Metrics {
                 "Endpoints of a registry that are not asked because they do not answer",
             ),
             tag_moves: counter("forebay_tag_moves", "Tags that registries moved, followed or refused"),
-        }
+        }))
     }
 
     /// Instruments that nobody reads, for tests and benches.
@@ -175,49 +180,49 @@ impl Metrics {
             KeyValue::new("kind", kind.as_str()),
             KeyValue::new("outcome", outcome),
         ];
-        self.requests.add(1, &labels);
+        self.0.requests.add(1, &labels);
     }
 
     /// Time from the request to the head of its answer.
     pub fn first_byte(&self, kind: Kind, seconds: f64) {
-        self.first_byte_seconds.record(seconds, &[KeyValue::new("kind", kind.as_str())]);
+        self.0.first_byte_seconds.record(seconds, &[KeyValue::new("kind", kind.as_str())]);
     }
 
     /// Body bytes went to a client.
     pub fn bytes_sent(&self, registry: &str, source: Source, bytes: u64) {
         let labels = [KeyValue::new("registry", registry.to_owned()), KeyValue::new("source", source.as_str())];
-        self.bytes_sent.add(bytes, &labels);
+        self.0.bytes_sent.add(bytes, &labels);
     }
 
     /// Body bytes came from a registry.
     pub fn upstream_bytes(&self, registry: &str, bytes: u64) {
-        self.upstream_bytes.add(bytes, &[KeyValue::new("registry", registry.to_owned())]);
+        self.0.upstream_bytes.add(bytes, &[KeyValue::new("registry", registry.to_owned())]);
     }
 
     /// A request to a registry ended; `status` is a status code, `timeout` or `error`.
     pub fn upstream_request(&self, registry: &str, status: &str) {
         let labels = [KeyValue::new("registry", registry.to_owned()), KeyValue::new("status", status.to_owned())];
-        self.upstream_requests.add(1, &labels);
+        self.0.upstream_requests.add(1, &labels);
     }
 
     /// A registry said how many requests are left.
     pub fn ratelimit_remaining(&self, registry: &str, remaining: u64) {
-        self.upstream_ratelimit_remaining.record(remaining, &[KeyValue::new("registry", registry.to_owned())]);
+        self.0.upstream_ratelimit_remaining.record(remaining, &[KeyValue::new("registry", registry.to_owned())]);
     }
 
     /// A registry said how many requests it allows in its window.
     pub fn ratelimit_limit(&self, registry: &str, limit: u64) {
-        self.upstream_ratelimit_limit.record(limit, &[KeyValue::new("registry", registry.to_owned())]);
+        self.0.upstream_ratelimit_limit.record(limit, &[KeyValue::new("registry", registry.to_owned())]);
     }
 
     /// A registry asked to be left alone until then, in seconds since the Unix epoch.
     pub fn quiet_until(&self, registry: &str, unix_seconds: u64) {
-        self.upstream_quiet_until_seconds.record(unix_seconds, &[KeyValue::new("registry", registry.to_owned())]);
+        self.0.upstream_quiet_until_seconds.record(unix_seconds, &[KeyValue::new("registry", registry.to_owned())]);
     }
 
     /// So many endpoints of a registry are not asked.
     pub fn breaker_open(&self, registry: &str, endpoints: u64) {
-        self.upstream_breaker_open.record(endpoints, &[KeyValue::new("registry", registry.to_owned())]);
+        self.0.upstream_breaker_open.record(endpoints, &[KeyValue::new("registry", registry.to_owned())]);
     }
 
     /// A registry moved a tag.
@@ -226,48 +231,48 @@ impl Metrics {
             Move::Followed => "followed",
             Move::Refused => "refused",
         };
-        self.tag_moves.add(1, &[KeyValue::new("registry", registry.to_owned()), KeyValue::new("verdict", verdict)]);
+        self.0.tag_moves.add(1, &[KeyValue::new("registry", registry.to_owned()), KeyValue::new("verdict", verdict)]);
     }
 
     /// A download began (`1`) or ended (`-1`).
     pub fn fills_in_flight(&self, change: i64) {
-        self.fills_in_flight.add(change, &[]);
+        self.0.fills_in_flight.add(change, &[]);
     }
 
     /// A download ended without content.
     pub fn fill_failure(&self, reason: &'static str) {
-        self.fill_failures.add(1, &[KeyValue::new("reason", reason)]);
+        self.0.fill_failures.add(1, &[KeyValue::new("reason", reason)]);
     }
 
     /// What the store holds now.
     pub fn stored(&self, bytes: u64, blobs: u64) {
-        self.store_bytes.record(bytes, &[]);
-        self.store_blobs.record(blobs, &[]);
+        self.0.store_bytes.record(bytes, &[]);
+        self.0.store_blobs.record(blobs, &[]);
     }
 
     /// Stored content proved wrong.
     pub fn rotten(&self, found_by: FoundBy) {
-        self.rotten.add(1, &[KeyValue::new("found_by", found_by.as_str())]);
+        self.0.rotten.add(1, &[KeyValue::new("found_by", found_by.as_str())]);
     }
 
     /// The scrub has hashed so many bytes.
     pub fn scrubbed(&self, bytes: u64) {
-        self.scrubbed_bytes.add(bytes, &[]);
+        self.0.scrubbed_bytes.add(bytes, &[]);
     }
 
     /// Whether the disk takes new content.
     pub fn store_writable(&self, is_writable: bool) {
-        self.store_writable.record(u64::from(is_writable), &[]);
+        self.0.store_writable.record(u64::from(is_writable), &[]);
     }
 
     /// The disk refused: `operation` is `read`, `write` or `remove`.
     pub fn disk_error(&self, operation: &'static str) {
-        self.disk_errors.add(1, &[KeyValue::new("operation", operation)]);
+        self.0.disk_errors.add(1, &[KeyValue::new("operation", operation)]);
     }
 
     /// Content was evicted.
     pub fn evicted(&self, bytes: u64) {
-        self.evicted_bytes.add(bytes, &[]);
+        self.0.evicted_bytes.add(bytes, &[]);
     }
 }
 

@@ -100,8 +100,8 @@ pub(super) async fn get(inner: &Arc<Inner>, repository: &Repository, digest: &Di
             Admission::Confirmed => stored(inner, repository, digest, Outcome::Revalidated).await?,
             Admission::Stale(reason) => stored(inner, repository, digest, Outcome::Stale { reason }).await?,
             Admission::Offline => stored(inner, repository, digest, Outcome::Offline).await?,
-            Admission::Absent => download(inner, repository, FillKey::shared(digest)).await?,
-            Admission::Refetch => download(inner, repository, FillKey::own(digest, repository)).await?,
+            Admission::Absent => Box::pin(download(inner, repository, FillKey::shared(digest))).await?,
+            Admission::Refetch => download_alone(inner, repository, digest).await?,
         };
         if let Some(blob) = decided {
             return Ok(blob);
@@ -127,12 +127,13 @@ async fn stored(
         }
         Err(error) => {
             tracing::error!(%digest, %error, "stored content cannot be opened; it is fetched again");
-            download(inner, repository, FillKey::own(digest, repository)).await
+            download_alone(inner, repository, digest).await
         }
     }
 }
 
-/// From a download, ours or another's; `None` when the decision has to be taken anew.
+/// From a download, ours or another's; `None` when the decision has to be taken anew. Callers put it on the heap: every hit
+/// would carry the room for its state through the layers.
 async fn download(inner: &Arc<Inner>, repository: &Repository, key: FillKey) -> Result<Option<Blob>, Error> {
     let (wait, outcome) = match inner.fills.board(&key) {
         Seat::Follow(wait) => (wait, Outcome::Join),
@@ -211,22 +212,26 @@ pub(super) async fn head(inner: &Arc<Inner>, repository: &Repository, digest: &D
         Admission::Confirmed => info(inner.store.size_bytes(digest), Outcome::Revalidated),
         Admission::Stale(reason) => info(inner.store.size_bytes(digest), Outcome::Stale { reason }),
         Admission::Offline => info(inner.store.size_bytes(digest), Outcome::Offline),
-        Admission::Absent | Admission::Refetch => {
-            let flying = inner.fills.find(&FillKey::shared(digest)).and_then(|wait| wait.value_now());
-            if let Some(Opened::Growing { leader, growing, .. }) = flying
-                && leader == *repository
-                && let Some(size_bytes) = growing.size_bytes()
-            {
-                return info(Some(size_bytes), Outcome::Join);
-            }
-            let head = inner.upstream.head_blob(repository, digest).await;
-            let head = head.map_err(|error| Error::from_upstream(error, Error::BlobUnknown))?;
-            if !head.is_supported {
-                // Only the content itself says whether it is there.
-                let blob = get(inner, repository, digest).await?;
-                return info(blob.size_bytes, blob.outcome);
-            }
-            info(head.size_bytes, Outcome::Miss { stored: false })
-        }
+        Admission::Absent | Admission::Refetch => Box::pin(head_elsewhere(inner, repository, digest)).await,
     }
+}
+
+/// Of what is not in the store, or not for this repository.
+async fn head_elsewhere(inner: &Arc<Inner>, repository: &Repository, digest: &Digest) -> Result<BlobInfo, Error> {
+    let info = |size_bytes, outcome| Ok(BlobInfo { digest: *digest, size_bytes, outcome });
+    let flying = inner.fills.find(&FillKey::shared(digest)).and_then(|wait| wait.value_now());
+    if let Some(Opened::Growing { leader, growing, .. }) = flying
+        && leader == *repository
+        && let Some(size_bytes) = growing.size_bytes()
+    {
+        return info(Some(size_bytes), Outcome::Join);
+    }
+    let head = inner.upstream.head_blob(repository, digest).await;
+    let head = head.map_err(|error| Error::from_upstream(error, Error::BlobUnknown))?;
+    if !head.is_supported {
+        // Only the content itself says whether it is there.
+        let blob = get(inner, repository, digest).await?;
+        return info(blob.size_bytes, blob.outcome);
+    }
+    info(head.size_bytes, Outcome::Miss { stored: false })
 }

@@ -65,7 +65,7 @@ impl BlobReader {
         loop {
             match &mut self.0 {
                 Source::Growing(following) => match following.next().await {
-                    Some(Err(ReadError::Unkept)) => match following.turn_away().await {
+                    Some(Err(ReadError::Unkept)) => match Box::pin(following.turn_away()).await {
                         Ok(alone) => self.0 = Source::Upstream(alone),
                         Err(error) => return Some(Err(error)),
                     },

@@ -40,7 +40,8 @@ use self::reply::Reply;
 use self::route::{Endpoint, Route};
 use crate::metrics::Metrics;
 use crate::oci::{ByteRange, Digest, Reference, Repository};
-use crate::pull::{Blob, Error, Puller};
+use crate::piece::Piece;
+use crate::pull::{Blob, BlobReader, Error, Puller, ReadError};
 
 /// The service on the registry port. Cheap to clone.
 #[derive(Clone)]
@@ -98,8 +99,9 @@ impl Inner {
             Endpoint::Ping => Ok(Reply::ping()),
             Endpoint::Manifest { reference, .. } => self.manifest(request, &repository, reference).await,
             Endpoint::Blob { digest, .. } => self.blob(request, &repository, digest).await,
-            Endpoint::Tags { .. } => self.tags(&route, &query, &repository).await,
-            Endpoint::Referrers { digest, .. } => self.referrers(&query, &repository, digest).await,
+            // On the heap, or each pull would carry the room for these through the layers.
+            Endpoint::Tags { .. } => Box::pin(self.tags(&route, &query, &repository)).await,
+            Endpoint::Referrers { digest, .. } => Box::pin(self.referrers(&query, &repository, digest)).await,
         }
     }
 
@@ -167,10 +169,10 @@ async fn read(request: &Parts, repository: &Repository, digest: &Digest, blob: B
     };
     // A range over everything is read as the whole, which ends only after the content is verified.
     let partial = range.filter(|(range, size_bytes)| range.size_bytes() < *size_bytes);
-    let mut reader = blob.read(partial.map(|(range, _)| range));
+    let reader = blob.read(partial.map(|(range, _)| range));
     if size_bytes == Some(0) {
         // An empty body is over before it is polled, so the verdict on it has to be waited for here.
-        if let Some(Err(error)) = reader.next().await {
+        if let Some(Err(error)) = Box::pin(end_of(reader)).await {
             let error = Error::UpstreamWrong { reason: error.to_string() };
             return Err(Failure::pulling(&error, repository));
         }
@@ -183,6 +185,10 @@ async fn read(request: &Parts, repository: &Repository, digest: &Digest, blob: B
         }
         None => Reply::blob(digest, Content::Blob(Streamed::new(reader, size_bytes)), &outcome),
     })
+}
+
+async fn end_of(mut empty: BlobReader) -> Option<Result<Piece, ReadError>> {
+    empty.next().await
 }
 
 /// The answer to a request for several ranges, of which these are inside the content; `None` when it has to be the

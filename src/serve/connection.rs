@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use http::{Request, Response, Version};
+use http::header::CONNECTION;
+use http::{HeaderValue, Request, Response, Version};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
@@ -57,8 +58,7 @@ const TOO_MANY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
     \r\n\
     {\"errors\":[{\"code\":\"UNAVAILABLE\",\"message\":\"the proxy has too many connections; try again\"}]}\n";
 
-/// What all connections share. Cheap to clone.
-#[derive(Clone)]
+/// What all connections share.
 pub(super) struct Connections {
     http: http1::Builder,
     https: http1::Builder,
@@ -73,7 +73,7 @@ pub(super) struct Connections {
 }
 
 impl Connections {
-    pub(super) fn new(options: &Options, shutdown: CancellationToken) -> Self {
+    pub(super) fn new(options: &Options, shutdown: CancellationToken) -> Arc<Self> {
         let mut http = http1::Builder::new();
         // A client may close its sending side after the request; that is no reason to drop the answer.
         http.timer(TokioTimer::new())
@@ -91,7 +91,7 @@ impl Connections {
             .max_send_buf_size(READ_AHEAD_BYTES)
             .keep_alive_interval(PING)
             .keep_alive_timeout(PING);
-        Self {
+        Arc::new(Self {
             http,
             https,
             http2,
@@ -102,7 +102,7 @@ impl Connections {
             tasks: TaskTracker::new(),
             shutdown,
             cut: CancellationToken::new(),
-        }
+        })
     }
 
     /// How many connections are open.
@@ -123,7 +123,7 @@ impl Connections {
     }
 
     /// Accepts until the shutdown.
-    pub(super) async fn accept_from<H, F, B>(self, listener: TcpListener, handler: H)
+    pub(super) async fn accept_from<H, F, B>(self: Arc<Self>, listener: TcpListener, handler: H)
     where
         H: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<B>> + Send + 'static,
@@ -147,14 +147,13 @@ impl Connections {
             };
             let (connections, handler) = (self.clone(), handler.clone());
             self.tasks.spawn(async move {
-                let cut = connections.cut.clone();
-                cut.run_until_cancelled(connections.serve(stream, peer, handler)).await;
+                connections.cut.run_until_cancelled(connections.serve(stream, peer, handler)).await;
                 drop(permit);
             });
         }
     }
 
-    async fn serve<H, F, B>(self, stream: TcpStream, peer: SocketAddr, handler: H)
+    async fn serve<H, F, B>(&self, stream: TcpStream, peer: SocketAddr, handler: H)
     where
         H: Fn(Request<Incoming>) -> F,
         F: Future<Output = Response<B>> + Send + 'static,
@@ -162,24 +161,16 @@ impl Connections {
         B::Data: Into<Piece>,
         B::Error: Into<BoxError>,
     {
-        if let Err(error) = stream.set_nodelay(true) {
-            debug!(%peer, %error, "connection gone at once");
-            return;
-        }
         let speech = if self.tls.is_some() { Speech::Tls } else { Speech::Plain };
         let (socket, returned) = Socket::new(stream, peer, speech);
-        let ends_by_closing = socket.ends_by_closing();
+        let ends = Ends { by_closing: socket.ends_by_closing(), client_is_done: AtomicBool::new(false) };
         let served = match &self.tls {
             None => {
                 let way = Way::Send(socket.outbox());
-                self.serve_h1(&self.http, socket, way, &ends_by_closing, handler).await
+                self.serve_h1(&self.http, socket, way, &ends, handler).await
             }
-            Some(tls) => match timeout(self.header_timeout, tls.accept(socket)).await {
-                Ok(Ok(stream)) if is_h2(&stream) => self.serve_h2(stream, handler).await,
-                Ok(Ok(stream)) => self.serve_h1(&self.https, stream, Way::Read, &ends_by_closing, handler).await,
-                Ok(Err(error)) => Err(error.into()),
-                Err(elapsed) => Err(elapsed.into()),
-            },
+            // On the heap, or each plain connection would carry the room for what encrypted ones need.
+            Some(tls) => Box::pin(self.serve_tls(tls, socket, &ends, handler)).await,
         };
         if let Err(error) = &served {
             let cause = error.source().map(ToString::to_string);
@@ -189,7 +180,24 @@ impl Connections {
             && !closing.is_reset
             && (served.is_err() || !closing.ended_by_client)
         {
-            close(closing.stream, served.is_err() || !self.shutdown.is_cancelled()).await;
+            let client_is_done = self.shutdown.is_cancelled() || ends.client_is_done.load(Ordering::Relaxed);
+            Box::pin(close(closing.stream, served.is_err() || !client_is_done)).await;
+        }
+    }
+
+    async fn serve_tls<H, F, B>(&self, tls: &Tls, socket: Socket, ends: &Ends, handler: H) -> Result<(), BoxError>
+    where
+        H: Fn(Request<Incoming>) -> F,
+        F: Future<Output = Response<B>> + Send + 'static,
+        B: Body + Unpin + Send + 'static,
+        B::Data: Into<Piece>,
+        B::Error: Into<BoxError>,
+    {
+        let stream = timeout(self.header_timeout, tls.accept(socket)).await??;
+        if is_h2(&stream) {
+            self.serve_h2(stream, handler).await
+        } else {
+            self.serve_h1(&self.https, stream, Way::Read, ends, handler).await
         }
     }
 
@@ -198,7 +206,7 @@ impl Connections {
         http: &http1::Builder,
         stream: S,
         way: Way,
-        ends_by_closing: &Arc<AtomicBool>,
+        ends: &Ends,
         handler: H,
     ) -> Result<(), BoxError>
     where
@@ -211,7 +219,8 @@ impl Connections {
     {
         let service = service_fn(|request| {
             let is_old = request.version() == Version::HTTP_10;
-            let (ends_by_closing, way) = (ends_by_closing.clone(), way.clone());
+            ends.client_is_done.store(is_last(&request), Ordering::Relaxed);
+            let (ends_by_closing, way) = (&ends.by_closing, way.clone());
             let response = handler(request);
             async move {
                 let response = response.await;
@@ -279,18 +288,36 @@ impl Connections {
         self.tasks.spawn(async move {
             // A new connection has room for this much, so it is written at once or not at all.
             if matches!(stream.try_write(TOO_MANY), Ok(written) if written == TOO_MANY.len()) {
-                cut.run_until_cancelled(close(stream, true)).await;
+                cut.run_until_cancelled(Box::pin(close(stream, true))).await;
             }
             drop(permit);
         });
     }
 }
 
+/// How a connection ends.
+struct Ends {
+    /// The end of the answer in flight is the end of the connection.
+    by_closing: Arc<AtomicBool>,
+    /// The client said that it sends nothing after the request in flight.
+    client_is_done: AtomicBool,
+}
+
+/// Whether the client said that nothing comes after this request.
+fn is_last(request: &Request<Incoming>) -> bool {
+    let says_close = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"close");
+    request.body().is_end_stream() && request.headers().get(CONNECTION).is_some_and(says_close)
+}
+
 /// Ends a connection with FIN. Closing while the client still sends makes the system answer with RST, which can
-/// destroy an answer that the client has not read yet; so what it sends is taken for a while, and dropped.
+/// destroy an answer that the client has not read yet; so what it sends is taken for a while, and dropped. A client that
+/// said that it is done spares us that, as engines do that connect for each request.
 async fn close(mut stream: TcpStream, wait_for_more: bool) {
-    let unread = rustix::io::ioctl_fionread(&stream).unwrap_or(0);
-    if stream.shutdown().await.is_err() || (unread == 0 && !wait_for_more) {
+    if !wait_for_more && rustix::io::ioctl_fionread(&stream).unwrap_or(0) == 0 {
+        // The system sends the FIN.
+        return;
+    }
+    if stream.shutdown().await.is_err() {
         return;
     }
     let rest = async {

@@ -81,6 +81,14 @@ impl BindError {
     }
 }
 
+async fn listen(address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
+    let listener = TcpListener::bind(address).await?;
+    // What it accepts inherits that.
+    rustix::net::sockopt::set_tcp_nodelay(&listener, true)?;
+    let bound = listener.local_addr()?;
+    Ok((listener, bound))
+}
+
 /// Bound sockets that accept connections once they are run.
 #[derive(Debug)]
 pub struct Listeners {
@@ -93,11 +101,7 @@ impl Listeners {
     pub async fn bind(options: &Options) -> Result<Self, BindError> {
         let mut listeners = Vec::with_capacity(options.listen.len());
         for &address in &options.listen {
-            let bound = match TcpListener::bind(address).await {
-                Ok(listener) => listener.local_addr().map(|bound| (listener, bound)),
-                Err(error) => Err(error),
-            };
-            listeners.push(bound.map_err(|error| BindError::new(address, error))?);
+            listeners.push(listen(address).await.map_err(|error| BindError::new(address, error))?);
         }
         Ok(Self { listeners, options: options.clone() })
     }
