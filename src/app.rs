@@ -30,6 +30,8 @@ use crate::config::Server;
 use crate::config::SizeOrPercent;
 use crate::config::TlsFiles;
 use crate::config::TlsPem;
+use crate::manager;
+use crate::manager::Sockets;
 use crate::metrics::Metrics;
 use crate::oci::Registry;
 use crate::pull;
@@ -85,6 +87,7 @@ pub type LoadConfig = Box<dyn Fn() -> Result<Config, config::Error> + Send + Syn
 pub async fn run(
     config: Config,
     load: LoadConfig,
+    sockets: Sockets,
     telemetry: &Telemetry,
     end_at_once: fn() -> !,
 ) -> anyhow::Result<()> {
@@ -105,12 +108,7 @@ pub async fn run(
     // Ports before data: a second forebay should say that its port is in use before it touches anything.
     let certificates = certificates(&config)?;
     let tls = certificates.as_ref().map(|certificates| certificates.tls.clone());
-    let listeners = Listeners::bind(&serve_options(&config, tls)).await?;
-    if config.admin.token.is_none() && !config.admin.listen.ip().is_loopback() {
-        let address = config.admin.listen;
-        tracing::warn!(%address, "other machines reach the admin port: its API is closed until admin.token is set");
-    }
-    let admin = Admin::bind(admin_options(&config))?;
+    let (listeners, admin) = listen(&config, tls, sockets).await?;
     let store = store_options(&config);
     let store = tokio::task::block_in_place(|| Store::open(&store, metrics.clone()))?;
     let puller = Puller::new(pull_options(&config), store.clone(), upstream.clone(), metrics.clone());
@@ -140,6 +138,7 @@ pub async fn run(
     let admin_stop = CancellationToken::new();
     let admin_thread = admin.spawn(control, admin_stop.clone()).context("cannot start the admin port")?;
     readiness.set_ready();
+    manager::tell_ready();
     tracing::info!(startup_ms = started.elapsed().as_millis(), version = env!("CARGO_PKG_VERSION"), "ready");
 
     let not_ready = readiness.clone();
@@ -148,6 +147,7 @@ pub async fn run(
         async move {
             stop.cancelled().await;
             not_ready.set_not_ready("stopping");
+            manager::tell_stopping();
             tracing::info!("stopping: answers in flight may finish");
         }
     });
@@ -169,6 +169,26 @@ pub async fn run(
     let _ = tokio::task::spawn_blocking(move || admin_thread.join()).await;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// The two ports: sockets that were handed over, or the configured addresses.
+async fn listen(config: &Config, tls: Option<Tls>, sockets: Sockets) -> anyhow::Result<(Listeners, Admin)> {
+    let options = serve_options(config, tls);
+    let listeners = match sockets.registry {
+        none if none.is_empty() => Listeners::bind(&options).await?,
+        registry => Listeners::adopt(registry, &options).context("cannot use the service manager's sockets")?,
+    };
+    let admin = match sockets.admin {
+        None => Admin::bind(admin_options(config))?,
+        Some(socket) => {
+            Admin::adopt(socket, admin_options(config)).context("cannot use the service manager's admin socket")?
+        }
+    };
+    let address = admin.address();
+    if config.admin.token.is_none() && !address.ip().is_loopback() {
+        tracing::warn!(%address, "other machines reach the admin port: its API is closed until admin.token is set");
+    }
+    Ok((listeners, admin))
 }
 
 /// Lets `/readyz` say how the disk does.
@@ -238,7 +258,9 @@ impl Reloading {
 
     /// All of it, or nothing and why.
     fn reload(&mut self) -> Result<Reloaded, String> {
+        manager::tell_reloading();
         let reloaded = tokio::task::block_in_place(|| self.apply());
+        manager::tell_ready();
         match &reloaded {
             Ok(Reloaded { needs_restart }) => {
                 tracing::info!(
@@ -458,19 +480,6 @@ fn credentials(configured: &config::Credentials) -> upstream::Credentials {
             upstream::Credentials::Helper { program: program.clone(), server: server.clone() }
         }
     }
-}
-
-/// The credentials and policies of a configuration that was read anew, for what runs. Registries that were unknown at
-/// start stay unknown, and all other keys stay as they were at start.
-pub fn reload(config: &Config, puller: &Puller) -> Result<(), config::Error> {
-    // Refused as a whole before anything changes.
-    check(config)?;
-    for known in &config.registries {
-        let set = puller.set_credentials(&known.registry, known.credentials.as_ref().map(credentials));
-        set.map_err(|error| upstream_refused(config, &error))?;
-    }
-    puller.set_policies(policies(config));
-    Ok(())
 }
 
 fn bandwidth(configured: &config::Bandwidth) -> upstream::Bandwidth {

@@ -18,6 +18,7 @@
 //! | [`oci`] | the grammar of digests, names, references, ranges, manifests |
 //! | [`piece`] | what passes through from files to sockets |
 //! | [`admin`] | health and metrics, on a thread of its own |
+//! | [`manager`] | the service manager: sockets that it hands over, how the process stands |
 //! | [`app`] | all of the above at once |
 //!
 //! What always holds: content is visible only after its digest was proven ([`oci::Verified`] can be made no other way);
@@ -31,6 +32,7 @@ pub mod admin;
 pub mod app;
 pub mod cli;
 pub mod config;
+pub mod manager;
 pub mod metrics;
 pub mod oci;
 pub mod piece;

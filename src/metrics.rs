@@ -71,6 +71,8 @@ pub enum FoundBy {
     Read,
     /// The background scrub.
     Scrub,
+    /// A verification that was asked for, with a repair.
+    Verify,
 }
 
 impl FoundBy {
@@ -79,6 +81,7 @@ impl FoundBy {
         match self {
             Self::Read => "read",
             Self::Scrub => "scrub",
+            Self::Verify => "verify",
         }
     }
 }

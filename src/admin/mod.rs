@@ -130,9 +130,18 @@ impl Admin {
     pub fn bind(options: Options) -> Result<Self, BindError> {
         let refuse = |source| BindError { address: options.listen, source };
         let listener = std::net::TcpListener::bind(options.listen).map_err(refuse)?;
-        listener.set_nonblocking(true).map_err(refuse)?;
-        let address = listener.local_addr().map_err(refuse)?;
-        Ok(Self { listener, address, token: options.token })
+        Self::of(listener, options.token).map_err(refuse)
+    }
+
+    /// Takes a socket that listens already, in place of binding.
+    pub fn adopt(socket: std::net::TcpListener, options: Options) -> io::Result<Self> {
+        Self::of(socket, options.token)
+    }
+
+    fn of(listener: std::net::TcpListener, token: Option<String>) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        Ok(Self { listener, address, token })
     }
 
     /// The bound address, with the port that the system chose.

@@ -32,6 +32,9 @@ pub struct List {
     /// Most entries to show
     #[arg(long, value_name = "N", default_value_t = 1000)]
     pub limit: u32,
+    /// Entries to leave out before those
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub offset: u32,
     /// Show blobs and manifests by their digests instead
     #[arg(long, conflicts_with_all = ["search", "registry"])]
     pub blobs: bool,
@@ -74,14 +77,15 @@ impl List {
             (Sort::Size, _) => "size",
             (Sort::Used, _) => "used",
         };
-        let mut query = vec![("sort", sort.to_owned()), ("limit", self.limit.to_string())];
+        let mut query =
+            vec![("sort", sort.to_owned()), ("limit", self.limit.to_string()), ("offset", self.offset.to_string())];
         query.extend(self.search.iter().map(|text| ("search", text.clone())));
         query.extend(self.registry.iter().map(|host| ("registry", host.clone())));
         let answer = self.remote.client()?.get(if self.blobs { "blobs" } else { "images" }, &query).await?;
         if self.json {
             return answer.json();
         }
-        if self.blobs { Ok(blobs(&answer.read()?)) } else { Ok(images(&answer.read()?)) }
+        if self.blobs { Ok(blobs(&answer.read()?, self.offset)) } else { Ok(images(&answer.read()?, self.offset)) }
     }
 }
 
@@ -124,7 +128,7 @@ impl Stats {
     }
 }
 
-fn images(page: &Images) -> String {
+fn images(page: &Images, offset: u32) -> String {
     let row = |image: &Image| {
         let tag =
             image.tag.as_ref().map_or_else(|| format!("@{}", text::short(&image.digest)), |tag| format!(":{tag}"));
@@ -155,10 +159,10 @@ fn images(page: &Images) -> String {
     if page.images.is_empty() {
         return "no images\n".to_owned();
     }
-    text::table(&columns, page.images.iter().map(row)) + &rest(page.total, page.images.len())
+    text::table(&columns, page.images.iter().map(row)) + &rest(page.total, offset, page.images.len())
 }
 
-fn blobs(page: &Blobs) -> String {
+fn blobs(page: &Blobs, offset: u32) -> String {
     let columns = [("DIGEST", false), ("SIZE", true), ("USED", false), ("TYPE", false), ("REPOSITORIES", false)];
     let row = |blob: &crate::admin::api::Blob| {
         vec![
@@ -172,11 +176,12 @@ fn blobs(page: &Blobs) -> String {
     if page.blobs.is_empty() {
         return "no blobs\n".to_owned();
     }
-    text::table(&columns, page.blobs.iter().map(row)) + &rest(page.total, page.blobs.len())
+    text::table(&columns, page.blobs.iter().map(row)) + &rest(page.total, offset, page.blobs.len())
 }
 
-fn rest(total: usize, shown: usize) -> String {
-    if total > shown { format!("… and {} more; --limit shows more\n", total - shown) } else { String::new() }
+fn rest(total: usize, offset: u32, shown: usize) -> String {
+    let next = usize::try_from(offset).unwrap_or(usize::MAX).saturating_add(shown);
+    if total > next { format!("… and {} more; --offset {next} shows them\n", total - next) } else { String::new() }
 }
 
 fn stats(status: &Status, fills: &[Fill]) -> String {

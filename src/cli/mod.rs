@@ -1,8 +1,8 @@
 //! The command line: what was typed, as plain data, and how to print. One file per family of commands.
 //!
 //! Promises that wrong usage ends with exit code 2 before anything happens. Commands about a running proxy ask its admin
-//! API. Must never build or start a layer: `serve` hands its arguments to the composition root, and `verify` only reads
-//! files, by the store's own function for that.
+//! API. Must never build or start a layer: `serve` hands its arguments to the composition root, and `verify`, where no
+//! proxy runs, only reads files, by the store's own function for that.
 
 pub mod client_config;
 pub mod config;

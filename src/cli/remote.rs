@@ -76,6 +76,11 @@ pub(super) fn wrong(flag: &str, problem: &str) -> Error {
 }
 
 impl Client {
+    /// With this token, where nothing else gives one.
+    pub(super) fn or_token(self, token: Option<String>) -> Self {
+        Self { token: self.token.or(token), ..self }
+    }
+
     pub(super) async fn get(&self, path: &str, query: &[(&str, String)]) -> anyhow::Result<Answer> {
         self.ask(Method::GET, path, query, None).await
     }

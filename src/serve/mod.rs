@@ -106,6 +106,17 @@ impl Listeners {
         Ok(Self { listeners, options: options.clone() })
     }
 
+    /// Takes sockets that listen already, in place of binding.
+    pub fn adopt(sockets: Vec<std::net::TcpListener>, options: &Options) -> io::Result<Self> {
+        let adopt = |socket: std::net::TcpListener| {
+            socket.set_nonblocking(true)?;
+            let address = socket.local_addr()?;
+            Ok((TcpListener::from_std(socket)?, address))
+        };
+        let listeners = sockets.into_iter().map(adopt).collect::<io::Result<_>>()?;
+        Ok(Self { listeners, options: options.clone() })
+    }
+
     /// The bound addresses, with the real ports.
     pub fn addresses(&self) -> Vec<SocketAddr> {
         self.listeners.iter().map(|&(_, address)| address).collect()

@@ -19,7 +19,7 @@ use super::read::read_exact_at;
 use super::rights::Fact;
 
 /// Room on the disk, and when something goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Room {
     /// The budget: above it, content goes.
     pub max_bytes: u64,
@@ -31,6 +31,8 @@ pub struct Room {
     pub free_bytes: u64,
     /// The size of the file system.
     pub disk_bytes: u64,
+    /// Whose room it is: see [`super::directory_id`]. Empty when the disk does not tell.
+    pub directory_id: String,
 }
 
 /// What is known of content that is here.

@@ -61,7 +61,7 @@
 //! hash before the first byte goes out. What goes to memory is hashed when it is read. What is wrong goes to `quarantine/`
 //! (`rot`), bounded in number, age and bytes, and is absent from then on: the next pull fetches it. Bytes that change under
 //! an intact seal, as on a rotting disk, are found by the scrub in the background (`scrub`) and by `verify`, which also works
-//! on files that another process has open.
+//! on files that another process has open; `verifying` runs it inside of an open store, one at a time.
 //!
 //! **What cannot be read** is no proof of rot: the disk may recover. Content that a read failed on, wherever its bytes were
 //! on their way, is suspected from then on (`rot`): it is hashed before it is served again. When that works it is trusted as
@@ -90,6 +90,7 @@ mod memory;
 mod options;
 mod parking;
 mod pins;
+mod place;
 mod purge;
 mod read;
 mod recover;
@@ -109,6 +110,7 @@ mod tests_of_keeping;
 #[cfg(test)]
 mod tests_of_order;
 mod verify;
+mod verifying;
 mod writer;
 
 use std::sync::Arc;
@@ -135,6 +137,7 @@ use self::rights::Fact;
 use self::rot::Quarantine;
 use self::rot::Suspects;
 use self::space::Space;
+use self::verifying::LastVerification;
 use self::writer::Writer;
 
 pub use self::clock::Timestamp;
@@ -144,6 +147,7 @@ pub use self::health::Trouble;
 pub use self::inventory::{Inventory, Known, Room};
 pub use self::options::{Amount, Options};
 pub use self::pins::{Pin, PinError, PinMember, PinTarget};
+pub use self::place::directory_id;
 pub use self::purge::{Holder, Kept, PurgeTarget, Purged};
 pub use self::read::{ReadError, Reader};
 pub use self::rights::{Grant, Proof, Standing};
@@ -151,6 +155,7 @@ pub use self::scrub::Scrub;
 pub use self::spool::{Complete, FinishError, Growing, Lane, Spool, Want, WriteError};
 pub use self::tags::{Moved, Past, TagRecord};
 pub use self::verify::{Problem, Rotten, Verification, VerifyError, VerifyOptions, VerifyStep, verify};
+pub use self::verifying::{VerifyEnd, VerifyProgress, VerifyStartError, Verifying};
 
 /// Digests that share a lock for their changes.
 const CHANGE_STRIPES: usize = 64;
@@ -173,6 +178,7 @@ struct Inner {
     quarantine: Quarantine,
     suspects: Suspects,
     space: Arc<Space>,
+    verification: LastVerification,
     writer: Writer,
     metrics: Metrics,
 }
@@ -221,6 +227,7 @@ impl Store {
             catalog: recovered.catalog,
             engine,
             space,
+            verification: LastVerification::default(),
             metrics,
         });
         let store = Self { inner };
@@ -476,6 +483,7 @@ impl Store {
 
     /// Writes what is still to be written, and ends. Later changes are lost.
     pub async fn close(&self) {
+        self.inner.verification.stop();
         self.inner.writer.close().await;
     }
 

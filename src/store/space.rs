@@ -14,6 +14,7 @@ use super::error::OpenError;
 use super::health::Health;
 use super::inventory::Room;
 use super::options::Options;
+use super::place::directory_id;
 use crate::metrics::Metrics;
 
 /// Eviction goes on down to this share of the budget, so that it does not run for every blob.
@@ -111,6 +112,7 @@ impl Space {
             min_free_bytes: self.min_free_bytes,
             free_bytes,
             disk_bytes,
+            directory_id: directory_id(self.engine.audit().root()).unwrap_or_default(),
         }
     }
 

@@ -234,6 +234,15 @@ async fn other_sites_and_careless_clients_change_nothing() {
         assert!(answer.header("Access-Control-Allow-Origin").is_none());
         assert!(answer.json()["error"]["message"].as_str().is_some_and(|message| !message.is_empty()));
     }
+    // A page whose own name was made to lead here says that name.
+    for (path, status) in [("/api/v1/status", 403), ("/api/v1/openapi.json", 403), ("/healthz", 200), ("/metrics", 200)]
+    {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: evil.example:5001\r\nConnection: close\r\n\r\n");
+        let mut connection = Connection::open(proxy.admin).await.unwrap();
+        connection.write(request.as_bytes()).await.unwrap();
+        let answer = within(PATIENCE, async { connection.receive("GET").await.unwrap().reply().await }).await;
+        assert_eq!(answer.status, status, "{path}");
+    }
     let large = format!("{{\"level\":\"{}\"}}", "x".repeat(70 * KIB));
     assert_eq!(ask_as(&proxy, "PUT", "/api/v1/log-level", &[json], &large).await.status, 413);
     assert_eq!(proxy.admin("/api/v1/log-level").await.json()["level"], "info");

@@ -4,8 +4,14 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Output;
 
+use rustix::fs::FileType;
+use rustix::fs::Mode;
 use serde_json::Value;
+use serde_json::json;
 
+use crate::api::ask;
+use crate::support::GLANCE;
+use crate::support::PATIENCE;
 use crate::support::REPOSITORY;
 use crate::support::blob_path;
 use crate::support::content::KIB;
@@ -14,6 +20,7 @@ use crate::support::content::sample;
 use crate::support::proxy;
 use crate::support::proxy::Proxy;
 use crate::support::registry::ScriptedRegistry;
+use crate::support::within;
 
 /// As a disk does it: the bytes change, and no time does.
 fn rot(file: &Path) {
@@ -73,6 +80,93 @@ async fn verify_finds_rot_beside_a_running_proxy_and_repairs_it() {
         proxy.get(&blob_path(digest)).await.assert_body(200, bytes);
     }
     assert_eq!(verify(&proxy, &[]).await.0, Some(0));
+}
+
+/// Runs `verify` where the configuration names the admin port of this proxy.
+async fn verify_beside(proxy: &Proxy, data: &Path, flags: &[&str]) -> (Option<i32>, String) {
+    let words = [&["verify", "--json", "--data", data.to_str().unwrap()], flags].concat();
+    let command = proxy::program().args(words).env("FOREBAY_ADMIN__LISTEN", proxy.admin.to_string()).output();
+    let output = within(PATIENCE, command).await.unwrap();
+    (output.status.code(), String::from_utf8(output.stdout).unwrap())
+}
+
+#[tokio::test]
+async fn the_proxy_verifies_what_it_holds_when_it_is_asked() {
+    let upstream = ScriptedRegistry::start().await;
+    let bytes = sample(5, MIB);
+    let (digest, other) = (upstream.blob(REPOSITORY, bytes.clone()), upstream.blob(REPOSITORY, sample(6, 10 * KIB)));
+    let path = blob_path(&digest);
+    let proxy = Proxy::of(&upstream).start().await;
+    proxy.get_until_hit(&path).await;
+    proxy.get_until_hit(&blob_path(&other)).await;
+    let state = async || proxy.admin("/api/v1/verify").await.json();
+    assert_eq!(state().await["state"], "never");
+    // A directory that is not the proxy's is none of its business.
+    let elsewhere = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(elsewhere.path().join("blobs/sha256")).unwrap();
+    std::fs::create_dir_all(elsewhere.path().join("blobs/sha512")).unwrap();
+    let (code, text) = verify_beside(&proxy, elsewhere.path(), &[]).await;
+    assert_eq!((code, text.as_str()), (Some(0), "{\"blobs\":0,\"bytes\":0,\"rotten_blobs\":0,\"rotten\":[]}\n"));
+    assert_eq!(state().await["state"], "never");
+
+    rot(&proxy.blob_file(&digest));
+    let (code, text) = verify_beside(&proxy, &proxy.data(), &[]).await;
+    let found: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((code, &found["blobs"], &found["rotten"][0]["digest"]), (Some(1), &2.into(), &digest.clone().into()));
+    assert_eq!(found["bytes"], MIB + 10 * KIB);
+    let now = state().await;
+    assert_eq!((&now["state"], &now["repair"], &now["rotten_blobs"]), (&"done".into(), &false.into(), &1.into()));
+    assert_eq!((&now["total_blobs"], &now["total_bytes"]), (&2.into(), &(MIB + 10 * KIB).into()));
+    assert_eq!(quarantined(&proxy), 0, "nothing is changed without --repair");
+
+    // The store knows of this repair: what was rotten is gone at once.
+    let admin = format!("http://{}", proxy.admin);
+    let output = proxy::run(&["verify", "--admin", &admin, "--repair"]).await;
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("; moved to quarantine\n") && text.ends_with(": 1 rotten\n"), "{text}");
+    assert_eq!(quarantined(&proxy), 1);
+    proxy.wait_metric_above("forebay_rotten_blobs_total", &["verify"], 0.0).await;
+    assert_eq!(proxy.admin("/api/v1/status").await.json()["storage"]["blobs"], 1);
+    proxy.get(&path).await.assert_body(200, &bytes);
+    proxy.get_until_hit(&path).await.assert_body(200, &bytes);
+    assert_eq!(upstream.count("GET", &path), 2);
+    assert_eq!(verify_beside(&proxy, &proxy.data(), &[]).await.0, Some(0));
+}
+
+#[tokio::test]
+async fn one_verification_at_a_time_and_it_can_be_stopped() {
+    let upstream = ScriptedRegistry::start().await;
+    let digest = upstream.blob(REPOSITORY, sample(7, 10 * KIB));
+    let proxy = Proxy::of(&upstream).start().await;
+    proxy.get_until_hit(&blob_path(&digest)).await;
+    // A file that cannot be opened before somebody writes to it: the verification goes on until then.
+    let pipe = proxy.blob_file(&format!("sha256:{}", "ab".repeat(32)));
+    std::fs::create_dir_all(pipe.parent().unwrap()).unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+    let begun = ask(&proxy, "POST", "/api/v1/verify", &json!({})).await;
+    assert_eq!((begun.status, &begun.json()["state"]), (200, &"running".into()));
+    let refused = ask(&proxy, "POST", "/api/v1/verify", &json!({ "repair": true })).await;
+    assert_eq!((refused.status, &refused.json()["error"]["code"]), (409, &"conflict".into()));
+    let admin = format!("http://{}", proxy.admin);
+    let output = proxy::run(&["verify", "--admin", &admin]).await;
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("goes on already"));
+
+    let stopping = ask(&proxy, "DELETE", "/api/v1/verify", &json!({})).await;
+    assert_eq!((stopping.status, &stopping.json()["repair"]), (200, &false.into()));
+    within(PATIENCE, async {
+        while proxy.admin("/api/v1/verify").await.json()["state"] != "stopped" {
+            // For both, as an opening to write only would wait for a reader.
+            drop(std::fs::File::options().read(true).write(true).open(&pipe).unwrap());
+            tokio::time::sleep(GLANCE).await;
+        }
+    })
+    .await;
+    std::fs::remove_file(&pipe).unwrap();
+    let again = ask(&proxy, "POST", "/api/v1/verify", &json!({})).await;
+    assert_eq!(again.status, 200);
+    assert_eq!(ask(&proxy, "POST", "/api/v1/verify", &json!({ "repiar": true })).await.status, 400);
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ mod status;
 mod tests;
 mod types;
 mod upstreams;
+mod verify;
 mod warm;
 
 use bytes::Bytes;
@@ -36,6 +37,7 @@ use crate::store::Timestamp;
 pub(super) use self::failure::Failure;
 pub(super) use self::guard::Guard;
 pub use self::types::*;
+pub use self::verify::{RottenBlob, Verify, VerifyBody, VerifyState};
 use self::warm::Jobs;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -74,6 +76,9 @@ enum Resource {
     Unpin,
     Purge,
     Reload,
+    Verify,
+    Verification,
+    StopVerify,
 }
 
 /// Every method and path, once. `{id}` stands for one part.
@@ -99,6 +104,9 @@ const ROUTES: &[(Method, &str, Resource)] = &[
     (Method::POST, "/api/v1/unpin", Resource::Unpin),
     (Method::POST, "/api/v1/purge", Resource::Purge),
     (Method::POST, "/api/v1/reload", Resource::Reload),
+    (Method::POST, "/api/v1/verify", Resource::Verify),
+    (Method::GET, "/api/v1/verify", Resource::Verification),
+    (Method::DELETE, "/api/v1/verify", Resource::StopVerify),
 ];
 
 /// The API of one admin port.
@@ -183,6 +191,9 @@ impl Api {
             Resource::Unpin => json(&self.unpin(question).await?),
             Resource::Purge => json(&self.purge(question).await?),
             Resource::Reload => json(&self.reload().await?),
+            Resource::Verify => json(&self.start_verify(question)?),
+            Resource::Verification => json(&self.verification()),
+            Resource::StopVerify => json(&self.stop_verify()),
         }
     }
 }
@@ -241,10 +252,30 @@ impl Question {
     }
 
     /// The page of a list that is asked for.
-    fn page<T>(&self, all: Vec<T>) -> Result<Vec<T>, Failure> {
+    fn page(&self) -> Result<Page, Failure> {
         let limit = self.number("limit", DEFAULT_PAGE, MAX_PAGE)?;
-        let offset = self.number("offset", 0, usize::MAX)?;
-        Ok(all.into_iter().skip(offset).take(limit).collect())
+        Ok(Page { limit, offset: self.number("offset", 0, usize::MAX)? })
+    }
+}
+
+/// A part of a list.
+#[derive(Clone, Copy, Debug)]
+struct Page {
+    limit: usize,
+    offset: usize,
+}
+
+impl Page {
+    fn of<T>(self, all: Vec<T>) -> Vec<T> {
+        all.into_iter().skip(self.offset).take(self.limit).collect()
+    }
+}
+
+/// Computes off the thread that answers: probes must not wait for a long list.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(value) => value,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
     }
 }
 

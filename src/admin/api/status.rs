@@ -51,6 +51,7 @@ impl Api {
                 min_free_bytes: room.min_free_bytes,
                 free_bytes: room.free_bytes,
                 disk_bytes: room.disk_bytes,
+                directory_id: room.directory_id,
             },
             traffic: self.traffic(),
             open_files_limit: getrlimit(Resource::Nofile).current,

@@ -44,6 +44,8 @@ fn reading_changes_nothing() {
         Resource::Unpin,
         Resource::Purge,
         Resource::Reload,
+        Resource::Verify,
+        Resource::StopVerify,
     ];
     for (method, path, resource) in ROUTES {
         assert_eq!(changes.contains(resource), *method != Method::GET, "{method} {path}");
@@ -89,6 +91,8 @@ fn the_schemas_of_openapi_are_those_of_the_types() {
     generator.subschema_for::<PurgeBody>();
     generator.subschema_for::<Purged>();
     generator.subschema_for::<Reload>();
+    generator.subschema_for::<VerifyBody>();
+    generator.subschema_for::<Verify>();
     let schemas = Value::Object(generator.take_definitions(true));
     let mut description: Value = serde_json::from_str(&written()).unwrap();
     if std::env::var_os("FOREBAY_BLESS").is_some() {

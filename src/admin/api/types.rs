@@ -69,6 +69,10 @@ pub struct Storage {
     pub free_bytes: u64,
     /// The size of the file system.
     pub disk_bytes: u64,
+    /// Tells on this machine, until it starts anew, whether a directory is the one that content is kept in. Empty when that
+    /// cannot be told.
+    #[serde(default)]
+    pub directory_id: String,
 }
 
 /// Totals since the start.

@@ -23,6 +23,10 @@ impl Audit {
         Self { layout: Layout::new(root) }
     }
 
+    pub(in crate::store) fn root(&self) -> &Path {
+        self.layout.root()
+    }
+
     /// Every blob, with its length.
     pub(in crate::store) fn list(&self) -> io::Result<Vec<(Digest, u64)>> {
         let mut found = Vec::new();

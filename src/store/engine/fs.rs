@@ -20,6 +20,7 @@ use crate::oci::Verified;
 use crate::store::OpenError;
 use crate::store::Timestamp;
 
+use super::audit::Audit;
 use super::layout::ALGORITHMS;
 use super::layout::Layout;
 use super::quarantine;
@@ -77,6 +78,11 @@ impl FsEngine {
             );
         }
         Ok(Self { layout, serial: Arc::default(), has_seals, _lock: Arc::new(lock) })
+    }
+
+    /// The same directory, as one sees it who does not hold its lock.
+    pub(crate) fn audit(&self) -> Audit {
+        Audit::of(self.layout.root())
     }
 
     /// A new spool for content that will have this digest, fetched from this repository.

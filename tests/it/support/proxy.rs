@@ -157,6 +157,13 @@ impl Setup {
         proxy
     }
 
+    /// The command that starts the proxy in this directory, for who starts it in another way.
+    pub(crate) fn words(&self, home: &Path) -> Vec<String> {
+        let command = self.command(home);
+        let words = std::iter::once(command.as_std().get_program()).chain(command.as_std().get_args());
+        words.map(|word| word.to_str().expect("plain words").to_owned()).collect()
+    }
+
     /// Starts the proxy where it is expected to give up; its exit code and what it wrote.
     pub(crate) async fn run(&self) -> Output {
         let home = TempDir::new().unwrap();
