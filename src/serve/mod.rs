@@ -81,8 +81,7 @@ impl BindError {
     }
 }
 
-async fn listen(address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
-    let listener = TcpListener::bind(address).await?;
+fn prepared(listener: TcpListener) -> io::Result<(TcpListener, SocketAddr)> {
     // What it accepts inherits that.
     rustix::net::sockopt::set_tcp_nodelay(&listener, true)?;
     let bound = listener.local_addr()?;
@@ -101,7 +100,8 @@ impl Listeners {
     pub async fn bind(options: &Options) -> Result<Self, BindError> {
         let mut listeners = Vec::with_capacity(options.listen.len());
         for &address in &options.listen {
-            listeners.push(listen(address).await.map_err(|error| BindError::new(address, error))?);
+            let listener = TcpListener::bind(address).await.and_then(prepared);
+            listeners.push(listener.map_err(|error| BindError::new(address, error))?);
         }
         Ok(Self { listeners, options: options.clone() })
     }
@@ -110,8 +110,7 @@ impl Listeners {
     pub fn adopt(sockets: Vec<std::net::TcpListener>, options: &Options) -> io::Result<Self> {
         let adopt = |socket: std::net::TcpListener| {
             socket.set_nonblocking(true)?;
-            let address = socket.local_addr()?;
-            Ok((TcpListener::from_std(socket)?, address))
+            prepared(TcpListener::from_std(socket)?)
         };
         let listeners = sockets.into_iter().map(adopt).collect::<io::Result<_>>()?;
         Ok(Self { listeners, options: options.clone() })
