@@ -107,12 +107,50 @@ impl Buf for Piece {
     }
 }
 
+// === HeldFile ===
+
+/// An open file, and whether it ever failed to give its bytes to whoever sent them. Cheap to clone: whoever handed the file
+/// out learns of a failure far away by a look at its own.
+#[derive(Clone, Debug)]
+pub struct HeldFile {
+    file: Arc<File>,
+    has_failed: Arc<AtomicBool>,
+}
+
+impl HeldFile {
+    /// Whether reading any range of it has failed.
+    pub fn has_failed(&self) -> bool {
+        self.has_failed.load(Ordering::Relaxed)
+    }
+
+    fn noted<T>(&self, read: io::Result<T>) -> io::Result<T> {
+        if read.is_err() {
+            self.has_failed.store(true, Ordering::Relaxed);
+        }
+        read
+    }
+}
+
+impl From<Arc<File>> for HeldFile {
+    fn from(file: Arc<File>) -> Self {
+        Self { file, has_failed: Arc::default() }
+    }
+}
+
+impl std::ops::Deref for HeldFile {
+    type Target = File;
+
+    fn deref(&self) -> &File {
+        &self.file
+    }
+}
+
 // === FileRange ===
 
 /// A range of an open file.
 #[derive(Clone, Debug)]
 pub struct FileRange {
-    file: Arc<File>,
+    file: HeldFile,
     start: u64,
     end: u64,
 }
@@ -130,8 +168,8 @@ pub enum Residency {
 
 impl FileRange {
     /// The bytes `range` of the file.
-    pub fn new(file: Arc<File>, range: Range<u64>) -> Self {
-        Self { file, start: range.start, end: range.end.max(range.start) }
+    pub fn new(file: impl Into<HeldFile>, range: Range<u64>) -> Self {
+        Self { file: file.into(), start: range.start, end: range.end.max(range.start) }
     }
 
     /// The file.
@@ -152,6 +190,11 @@ impl FileRange {
     /// Whether nothing is left of it.
     pub fn is_empty(&self) -> bool {
         self.start == self.end
+    }
+
+    /// The file failed to give these bytes, by another way than a read of this range.
+    pub fn failed(&self) {
+        self.file.has_failed.store(true, Ordering::Relaxed);
     }
 
     /// Lets go of the first bytes.
@@ -181,14 +224,14 @@ impl FileRange {
     pub fn read_cached(&self) -> Option<io::Result<Bytes>> {
         let mut buffer = PooledBuffer::take();
         let read = read_cached(&self.file, buffer.room(self.size_bytes()), self.start)?;
-        Some(read.and_then(|size_bytes| buffer.filled(size_bytes)))
+        Some(self.file.noted(read.and_then(|size_bytes| buffer.filled(size_bytes))))
     }
 
     /// The first bytes, [`READ_BYTES`] at most and at least one of a range that is not empty. Blocks.
     pub fn read(&self) -> io::Result<Bytes> {
         let mut buffer = PooledBuffer::take();
-        let size_bytes = self.file.read_at(buffer.room(self.size_bytes()), self.start)?;
-        buffer.filled(size_bytes)
+        let read = self.file.read_at(buffer.room(self.size_bytes()), self.start);
+        self.file.noted(read.and_then(|size_bytes| buffer.filled(size_bytes)))
     }
 
     /// Tells the kernel that the range will be read soon. Blocks for as long as it takes to queue that.

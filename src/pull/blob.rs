@@ -110,8 +110,8 @@ pub(super) async fn get(inner: &Arc<Inner>, repository: &Repository, digest: &Di
     Err(Error::abandoned())
 }
 
-/// From the store; `None` when it is gone by now. What our disk neither gives nor lets go of, this repository fetches for
-/// itself: the upstream still has it.
+/// From the store; `None` when it is gone by now. What our disk does not give, this repository fetches for itself: the
+/// upstream still has it, and the new copy takes the place of the other.
 async fn stored(
     inner: &Arc<Inner>,
     repository: &Repository,
@@ -127,9 +127,6 @@ async fn stored(
         }
         Err(error) => {
             tracing::error!(%digest, %error, "stored content cannot be opened; it is fetched again");
-            if error.is_about_content() && inner.store.forget(digest).await {
-                return Ok(None);
-            }
             download_alone(inner, repository, digest).await
         }
     }

@@ -76,9 +76,6 @@ async fn stored(inner: &Inner, digest: &Digest, outcome: Outcome) -> Option<Mani
         }
         Err(error) => {
             tracing::error!(%digest, %error, "a stored manifest cannot be read; it is fetched again");
-            if error.is_about_content() {
-                inner.store.forget(digest).await;
-            }
             None
         }
     }

@@ -74,8 +74,8 @@ impl BlobReader {
                 Source::Stored { reader, store, digest } => {
                     let next = reader.next().await;
                     if let Some(Err(error)) = &next {
-                        tracing::error!(%digest, %error, "stored content cannot be read; it is fetched again");
-                        Box::pin(store.forget(digest)).await;
+                        tracing::error!(%digest, %error, "stored content cannot be read; it is hashed before it is served again");
+                        store.distrust(digest);
                     }
                     return next;
                 }

@@ -170,10 +170,16 @@ fn send_range(stream: &TcpStream, range: &FileRange, limit_bytes: usize) -> io::
         let mut position = range.start();
         match rustix::fs::sendfile(stream, range.file(), Some(&mut position), limit_bytes) {
             Ok(0) => {
+                range.failed();
                 return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file is shorter than its content"));
             }
             Ok(sent_bytes) => return Ok(sent_bytes),
             Err(Errno::INTR) => {}
+            // The disk's error, never a socket's.
+            Err(error @ Errno::IO) => {
+                range.failed();
+                return Err(error.into());
+            }
             // A file system without it.
             Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
                 let bytes = range.read()?;

@@ -1,5 +1,6 @@
 use super::*;
 use crate::piece::FileRange;
+use crate::piece::HeldFile;
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -438,7 +439,8 @@ fn dechunked(mut rest: &[u8]) -> Vec<u8> {
 #[tokio::test]
 async fn a_file_that_became_shorter_cuts_the_answer() {
     let (file, content) = file();
-    let promised = Piece::File(FileRange::new(file.clone(), 0..FILE_BYTES as u64));
+    let held = HeldFile::from(file.clone());
+    let promised = Piece::File(FileRange::new(held.clone(), 0..FILE_BYTES as u64));
     file.set_len(2_000_000).unwrap();
     let (address, ..) = start(options(), move |_| {
         let body = Pieces::new(vec![promised.clone()]);
@@ -452,6 +454,7 @@ async fn a_file_that_became_shorter_cuts_the_answer() {
     let start = all.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
     assert!(String::from_utf8_lossy(&all[..start]).contains("content-length: 5000003\r\n"));
     assert!(all[start..] == content[..2_000_000], "{} bytes", all.len() - start);
+    assert!(held.has_failed(), "whoever handed the file out can tell");
 }
 
 // === TLS ===

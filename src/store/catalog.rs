@@ -401,7 +401,7 @@ impl Catalog {
             Change::Revoke(digest, repository) => self.purge_grant(digest, repository),
             Change::Forget(digest) => self.remove(digest).is_some(),
             Change::Tag(repository, tag, None) => self.tags.forget(repository, tag),
-            Change::Tag(repository, tag, Some(record)) => self.tags.restore(repository, tag, record.clone()),
+            Change::Tag(repository, tag, Some(record)) => self.tags.set(repository, tag, record),
             Change::Checked(repository, tag, digest, at) => self.tags.checked(repository, tag, digest, *at),
         }
     }
@@ -474,6 +474,17 @@ mod tests {
         let mut notes = 0;
         catalog.each_note(|_| notes += 1);
         assert_eq!(notes, 0, "it goes with the content");
+    }
+
+    #[test]
+    fn tags_follow_the_order_of_their_changes_whatever_the_clock_says() {
+        let (catalog, mine, tag) = (Catalog::new(), repository("a.io/x"), "t".parse().unwrap());
+        let record = |name: &str, at: u64| TagRecord::new(&digest(name), Timestamp::from_millis(at));
+        for (name, at) in [("1", 7), ("2", 7), ("3", 5)] {
+            let change = Change::Tag(mine.clone(), Tag::clone(&tag), Some(Arc::new(record(name, at))));
+            assert!(catalog.apply(&change) && !catalog.apply(&change), "{name}");
+            assert_eq!(catalog.tag(&mine, &tag).unwrap().digest, digest(name));
+        }
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! Content that is here: opening, publishing, forgetting.
 
-use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
@@ -20,6 +19,7 @@ use super::blocking;
 use super::change::Change;
 use super::engine::Condition;
 use super::engine::Engine;
+use super::engine::SpoolFile;
 use super::error::BeginError;
 use super::error::Error;
 use super::memory::SMALL_BLOB_BYTES;
@@ -32,6 +32,7 @@ use super::spool::Complete;
 use super::spool::Spool;
 use super::table::Known;
 use super::writer::Receipt;
+use crate::piece::HeldFile;
 
 /// Whole, open content: eviction cannot take it from its readers.
 #[derive(Clone, Debug)]
@@ -43,7 +44,7 @@ pub struct Content {
 #[derive(Clone, Debug)]
 enum Place {
     Memory(Bytes),
-    File(Arc<File>),
+    File(HeldFile),
 }
 
 /// A whole manifest.
@@ -74,14 +75,19 @@ impl Content {
     }
 }
 
-/// Reserves and makes a spool, or takes up a parked one. Blocks.
-pub(super) fn begin(
-    inner: &Inner,
+/// Reserves and makes a spool, or takes up a parked one.
+pub(super) async fn begin(
+    inner: &Arc<Inner>,
     digest: &Digest,
     size_bytes: Option<u64>,
     owner: &Repository,
 ) -> Result<Spool, BeginError> {
-    inner.space.wait_until_within()?;
+    inner.space.wait_until_within().await?;
+    let (inner, digest, owner) = (inner.clone(), *digest, owner.clone());
+    blocking(move || begin_now(&inner, &digest, size_bytes, &owner)).await
+}
+
+fn begin_now(inner: &Inner, digest: &Digest, size_bytes: Option<u64>, owner: &Repository) -> Result<Spool, BeginError> {
     if let Some((file, prefix_bytes, mut reservation)) = inner.parking.take(digest, owner)
         && size_bytes.is_none_or(|size_bytes| prefix_bytes <= size_bytes)
         && reservation.grow(size_bytes.unwrap_or(0).saturating_sub(prefix_bytes)).is_ok()
@@ -132,9 +138,13 @@ pub(super) async fn document(inner: &Arc<Inner>, digest: &Digest) -> Result<Opti
 }
 
 /// The open file of published content, as it was published; forgets content whose file is gone or was changed.
-async fn open_file(inner: &Arc<Inner>, digest: &Digest, size_bytes: u64) -> Result<Option<Arc<File>>, Error> {
+async fn open_file(inner: &Arc<Inner>, digest: &Digest, size_bytes: u64) -> Result<Option<HeldFile>, Error> {
     if let Some(file) = inner.memory.file(digest) {
-        if matches!(inner.engine.condition(&file, size_bytes), Ok(Condition::Sound)) {
+        if file.has_failed() {
+            inner.distrust(digest);
+        } else if !inner.suspects.has(digest)
+            && matches!(inner.engine.condition(&file, size_bytes), Ok(Condition::Sound))
+        {
             return Ok(Some(file));
         }
         // The name may stand for another file by now.
@@ -143,7 +153,7 @@ async fn open_file(inner: &Arc<Inner>, digest: &Digest, size_bytes: u64) -> Resu
     let (opener, wanted) = (inner.clone(), *digest);
     let opened = blocking(move || open_sound(&opener, &wanted, size_bytes)).await;
     let file = opened.map_err(|error| {
-        inner.space.health().read_failed(&error);
+        inner.read_failed(digest, &error);
         Error::new("open content", error)
     })?;
     if let Some(file) = &file
@@ -154,16 +164,19 @@ async fn open_file(inner: &Arc<Inner>, digest: &Digest, size_bytes: u64) -> Resu
     Ok(file)
 }
 
-/// Opens a file, and hashes it when its seal is broken. Blocks.
-fn open_sound(inner: &Inner, digest: &Digest, size_bytes: u64) -> io::Result<Option<Arc<File>>> {
+/// Opens a file, and hashes it when its seal is broken or the disk failed to give it before. Blocks.
+fn open_sound(inner: &Inner, digest: &Digest, size_bytes: u64) -> io::Result<Option<HeldFile>> {
     let Some((file, found_bytes)) = inner.engine.open_blob(digest)? else {
-        tracing::warn!(%digest, "stored content is gone; it is fetched again");
-        forget_lost(inner, digest);
+        if forget_lost(inner, digest).is_some() {
+            tracing::warn!(%digest, "stored content is gone; it is fetched again");
+        }
         return Ok(None);
     };
     let is_sound = match inner.engine.condition(&file, size_bytes)? {
-        Condition::Sound => true,
-        Condition::Suspect => rot::is_right(inner, digest, &file)?,
+        Condition::Sound if !inner.suspects.has(digest) => true,
+        Condition::Sound | Condition::Suspect => rot::is_right(inner, digest, &file)?,
+        // Evicted, or replaced, since it was opened a moment ago.
+        Condition::Unlinked => return Ok(None),
         Condition::Wrong => {
             tracing::warn!(%digest, size_bytes, found_bytes, "stored content has changed its length");
             false
@@ -173,14 +186,14 @@ fn open_sound(inner: &Inner, digest: &Digest, size_bytes: u64) -> io::Result<Opt
         rot::quarantine(inner, digest, &file, FoundBy::Read)?;
         return Ok(None);
     }
-    Ok(Some(Arc::new(file)))
+    Ok(Some(Arc::new(file).into()))
 }
 
 /// Whole content that is going to be kept in memory; `None` when it proved rotten.
 async fn read_verified(
     inner: &Arc<Inner>,
     digest: &Digest,
-    file: Arc<File>,
+    file: HeldFile,
     size_bytes: u64,
 ) -> Result<Option<Bytes>, Error> {
     let (reader, digest) = (inner.clone(), *digest);
@@ -193,7 +206,7 @@ async fn read_verified(
         Ok(None)
     });
     read.await.map_err(|error| {
-        inner.space.health().read_failed(&error);
+        inner.read_failed(&digest, &error);
         Error::new("read content", error)
     })
 }
@@ -202,7 +215,12 @@ pub(super) async fn publish(inner: &Arc<Inner>, complete: Complete, facts: Vec<F
     let publisher = inner.clone();
     match blocking(move || publish_now(&publisher, complete, facts)).await {
         Ok(Published::New(receipt)) => drop(receipt.durable().await),
-        Ok(Published::Known(digest, facts)) => learn(inner, &digest, facts).await,
+        Ok(Published::Known(digest, facts)) => {
+            if !learn(inner, &digest, facts).await {
+                // Whoever published it may still wait for the journal: what it told comes before this.
+                inner.writer.record(Vec::new()).await;
+            }
+        }
         Err(error) => {
             inner.space.health().write_failed(&error);
             return Err(Error::new("publish content", error));
@@ -223,7 +241,10 @@ fn publish_now(inner: &Inner, complete: Complete, facts: Vec<Fact>) -> io::Resul
     let Complete { mut file, proof, reservation } = complete;
     let (digest, size_bytes) = (*proof.digest(), proof.size_bytes());
     let _changing = inner.changing(&digest);
-    if inner.catalog.size_bytes(&digest).is_some() {
+    if let Some(known_bytes) = inner.catalog.size_bytes(&digest) {
+        if known_bytes == size_bytes && inner.suspects.has(&digest) {
+            replace(inner, file, &proof);
+        }
         return Ok(Published::Known(digest, facts));
     }
     inner.engine.publish(&mut file, &proof)?;
@@ -232,18 +253,36 @@ fn publish_now(inner: &Inner, complete: Complete, facts: Vec<Fact>) -> io::Resul
     reservation.convert(size_bytes);
     inner.pins.stored(&digest, size_bytes, &inner.space);
     if size_bytes > SMALL_BLOB_BYTES {
-        inner.memory.keep_file(&digest, file.file.clone());
+        inner.memory.keep_file(&digest, file.file.clone().into());
     }
     let mut changes = vec![Change::Content(digest, size_bytes, now)];
     changes.extend(facts.into_iter().map(|fact| Change::Fact(digest, fact)));
     Ok(Published::New(inner.writer.tell(changes, Some(file))))
 }
 
-/// Adds facts about content that is here.
-pub(super) async fn learn(inner: &Arc<Inner>, digest: &Digest, facts: Vec<Fact>) {
-    if inner.catalog.learn(digest, &facts) {
+/// Puts a new file in the place of one that the disk failed to give. What counts the old one counts the new one.
+fn replace(inner: &Inner, mut file: SpoolFile, proof: &Verified) {
+    let digest = proof.digest();
+    inner.memory.forget(digest);
+    match inner.engine.publish(&mut file, proof) {
+        Ok(()) => {
+            inner.suspects.clear(digest);
+            tracing::info!(%digest, "content that could not be read is replaced by a new copy");
+        }
+        Err(error) => {
+            tracing::warn!(%digest, %error, "content that cannot be read cannot be replaced either");
+            inner.space.health().write_failed(&error);
+        }
+    }
+}
+
+/// Adds facts about content that is here; `false` when they were known.
+pub(super) async fn learn(inner: &Arc<Inner>, digest: &Digest, facts: Vec<Fact>) -> bool {
+    let is_news = inner.catalog.learn(digest, &facts);
+    if is_news {
         inner.writer.record(facts.into_iter().map(|fact| Change::Fact(*digest, fact)).collect()).await;
     }
+    is_news
 }
 
 pub(super) async fn put_document(
@@ -257,10 +296,8 @@ pub(super) async fn put_document(
     facts.push(Fact::MediaType(media_type.clone()));
     let digest = *verified.digest();
     let (what, size_bytes) = ("take in a manifest", verified.size_bytes());
-    let (beginner, owner) = (inner.clone(), owner.clone());
     let other = |error: String| Error::new(what, io::Error::other(error));
-    let begun = blocking(move || begin(&beginner, &digest, Some(size_bytes), &owner)).await;
-    let spool = begun.map_err(|error| other(error.to_string()))?;
+    let spool = begin(inner, &digest, Some(size_bytes), owner).await.map_err(|error| other(error.to_string()))?;
     spool.lane(0).write(vec![bytes.clone()]).await.map_err(|error| other(error.to_string()))?;
     let complete = spool.finish().await.map_err(|error| other(error.to_string()))?;
     publish(inner, complete, facts).await?;
@@ -277,8 +314,7 @@ pub(super) fn evict(inner: &Inner, digests: &[Digest]) -> (u64, u64) {
     if inner.space.health().is_stuck() {
         return (0, 0);
     }
-    let loose: Vec<Digest> = digests.iter().filter(|digest| !inner.pins.holds(digest)).copied().collect();
-    forget(inner, &loose)
+    forget_loose(inner, digests)
 }
 
 /// Takes content out: from the catalog first, so that no new reader finds it, then from the disk: how many bytes, of how
@@ -286,13 +322,30 @@ pub(super) fn evict(inner: &Inner, digests: &[Digest]) -> (u64, u64) {
 ///
 /// Content that the disk does not let go of stays: it still takes its room.
 pub(super) fn forget(inner: &Inner, digests: &[Digest]) -> (u64, u64) {
-    digests.chunks(FORGET_BATCH).map(|batch| forget_batch(inner, batch)).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1))
+    forget_where(inner, digests, |_, remove| remove())
+}
+
+/// As [`forget`], but none that is pinned by now. Blocks.
+pub(super) fn forget_loose(inner: &Inner, digests: &[Digest]) -> (u64, u64) {
+    forget_where(inner, digests, |digest, remove| inner.pins.unless_held(digest, remove))
+}
+
+/// Takes content out of the catalog: called, or not, by whoever decides.
+pub(super) type Remove<'a> = &'a dyn Fn() -> Option<Known>;
+
+fn forget_where(inner: &Inner, digests: &[Digest], admit: impl Fn(&Digest, Remove<'_>) -> Option<Known>) -> (u64, u64) {
+    let gone = digests.chunks(FORGET_BATCH).map(|batch| forget_batch(inner, batch, &admit));
+    gone.fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1))
 }
 
 /// The journal comes before the disk: what it says to be gone, a start after a crash removes.
-fn forget_batch(inner: &Inner, digests: &[Digest]) -> (u64, u64) {
-    let going: Vec<(Digest, Known)> = digests.iter().filter_map(|digest| hide(inner, digest)).collect();
-    inner.writer.tell(going.iter().map(|(digest, _)| Change::Forget(*digest)).collect(), None).wait();
+fn forget_batch(inner: &Inner, digests: &[Digest], admit: impl Fn(&Digest, Remove<'_>) -> Option<Known>) -> (u64, u64) {
+    let hidden = digests.iter().filter_map(|digest| hide(inner, digest, |remove| admit(digest, remove)));
+    let (going, receipts): (Vec<(Digest, Known)>, Vec<Receipt>) = hidden.unzip();
+    // What cannot be written down goes all the same: it has to make room.
+    for receipt in receipts {
+        receipt.wait();
+    }
     let gone =
         going.into_iter().filter_map(|(digest, known)| remove(inner, digest, known, |engine| engine.remove(&digest)));
     gone.fold((0, 0), |(bytes, blobs), size_bytes| (bytes + size_bytes, blobs + 1))
@@ -300,29 +353,34 @@ fn forget_batch(inner: &Inner, digests: &[Digest]) -> (u64, u64) {
 
 /// Takes content out whose file is gone, if it still is. Blocks.
 pub(super) fn forget_lost(inner: &Inner, digest: &Digest) -> Option<u64> {
-    take_out(inner, digest, |engine| match engine.open_blob(digest) {
-        Ok(None) => Ok(()),
-        Ok(Some(_)) => Err(io::ErrorKind::AlreadyExists.into()),
-        Err(error) => Err(error),
-    })
+    let is_lost = |remove: Remove<'_>| if matches!(inner.engine.open_blob(digest), Ok(None)) { remove() } else { None };
+    take_out(inner, digest, is_lost, |engine| engine.remove(digest))
 }
 
-/// Takes content out, its file in this way. Blocks.
+/// Takes content out if it is admitted, its file in this way. Blocks.
 pub(super) fn take_out(
     inner: &Inner,
     digest: &Digest,
+    admit: impl FnOnce(Remove<'_>) -> Option<Known>,
     from_disk: impl FnOnce(&Engine) -> io::Result<()>,
 ) -> Option<u64> {
-    let (digest, known) = hide(inner, digest)?;
-    inner.writer.tell(vec![Change::Forget(digest)], None).wait();
+    let ((digest, known), receipt) = hide(inner, digest, admit)?;
+    receipt.wait();
     remove(inner, digest, known, from_disk)
 }
 
-fn hide(inner: &Inner, digest: &Digest) -> Option<(Digest, Known)> {
+/// From the catalog, if whoever decides calls what it is given. It is told under the lock: a publication that comes
+/// next is told after it.
+fn hide(
+    inner: &Inner,
+    digest: &Digest,
+    admit: impl FnOnce(Remove<'_>) -> Option<Known>,
+) -> Option<((Digest, Known), Receipt)> {
     let _changing = inner.changing(digest);
-    let known = inner.catalog.remove(digest)?;
+    let known = admit(&|| inner.catalog.remove(digest))?;
     inner.memory.forget(digest);
-    Some((*digest, known))
+    inner.suspects.clear(digest);
+    Some(((*digest, known), inner.writer.tell(vec![Change::Forget(*digest)], None)))
 }
 
 /// Removes hidden content from the disk: its length.

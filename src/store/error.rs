@@ -59,11 +59,6 @@ pub struct Error {
 }
 
 impl Error {
-    /// Whether it says something about the content, rather than that this process is out of files or memory.
-    pub fn is_about_content(&self) -> bool {
-        super::health::is_of_disk(&self.source)
-    }
-
     pub(super) fn new(what: &'static str, source: io::Error) -> Self {
         Self { what, source: Arc::new(source) }
     }

@@ -35,7 +35,11 @@ pub(super) async fn run(store: Weak<Inner>) {
 
 /// Makes room: how many bytes, of how many blobs. Blocks.
 fn evict(inner: &Inner, wanted_bytes: u64) -> (u64, u64) {
-    content::evict(inner, &inner.catalog.least_recently_used(wanted_bytes, MAX_VICTIMS, &inner.pins.digests()))
+    let victims = inner.catalog.least_recently_used(wanted_bytes, MAX_VICTIMS, &inner.pins.digests());
+    let evicted = content::evict(inner, &victims);
+    // What the disk still counts as taken would be evicted for once more.
+    inner.memory.let_go();
+    evicted
 }
 
 impl Drop for Inner {

@@ -62,13 +62,6 @@ impl Health {
         }
     }
 
-    /// Reading failed. One file that cannot be read is no trouble of the whole.
-    pub(super) fn read_failed(&self, error: &io::Error) {
-        if is_of_disk(error) {
-            self.metrics.disk_error("read");
-        }
-    }
-
     /// Something did not fit: a look tells whether that is the disk's fault.
     pub(super) fn doubt(&self) {
         self.doubts.notify_one();

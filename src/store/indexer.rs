@@ -145,6 +145,16 @@ impl Drop for Indexer {
 }
 
 impl State {
+    fn new() -> Self {
+        Self {
+            since: Instant::now(),
+            busy_since_ms: AtomicU64::new(0),
+            is_behind: AtomicBool::new(false),
+            is_stopping: AtomicBool::new(false),
+            is_abandoned: AtomicBool::new(false),
+        }
+    }
+
     fn is_stuck(&self) -> bool {
         let busy_since = Duration::from_millis(self.busy_since_ms.load(Ordering::Relaxed));
         !busy_since.is_zero() && self.since.elapsed().saturating_sub(busy_since) > STUCK_AFTER
@@ -167,13 +177,7 @@ impl State {
 fn start(engine: &Engine, catalog: &Arc<Catalog>) -> io::Result<Running> {
     let (queue, notes) = mpsc::sync_channel(QUEUE_LENGTH);
     let (end, ended) = mpsc::channel();
-    let state = Arc::new(State {
-        since: Instant::now(),
-        busy_since_ms: AtomicU64::new(0),
-        is_behind: AtomicBool::new(false),
-        is_stopping: AtomicBool::new(false),
-        is_abandoned: AtomicBool::new(false),
-    });
+    let state = Arc::new(State::new());
     let keeper = Keeper { engine: engine.clone(), catalog: catalog.clone(), state: state.clone(), notes };
     let run = move || {
         let _end = end;
@@ -473,4 +477,28 @@ fn read_all(engine: &Engine, catalog: &Catalog) -> Result<(), IndexError> {
     index.each_tag(|repository, tag, record| {
         catalog.tags().restore(&repository, &tag, Arc::new(record));
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::Algorithm;
+
+    #[test]
+    fn a_use_is_a_row_to_write_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let (engine, catalog) = (Engine::open(directory.path()).unwrap(), Arc::new(Catalog::new()));
+        let (_queue, notes) = mpsc::sync_channel(1);
+        let keeper = Keeper { engine, catalog: catalog.clone(), state: Arc::new(State::new()), notes };
+        let digest = Digest::of(Algorithm::Sha256, b"x");
+        catalog.insert(&digest, 1, Timestamp::from_millis(1), &[]);
+        let used = || {
+            let mut dirty = Dirty::default();
+            keeper.add_uses(&mut dirty);
+            Vec::from_iter(dirty.buckets)
+        };
+        assert_eq!(used(), []);
+        catalog.touch(&digest, Timestamp::from_millis(2));
+        assert_eq!((used(), used()), (vec![Bucket::of(&digest)], vec![]));
+    }
 }

@@ -56,6 +56,8 @@ pub(super) struct Journal {
     size_bytes: u64,
     /// The last write may have ended within a line.
     is_torn: bool,
+    /// Its file was moved aside, and there is no new one yet: what is written goes to the end of the old one.
+    is_aside: bool,
 }
 
 impl Journal {
@@ -66,7 +68,7 @@ impl Journal {
         if size_bytes < file.metadata()?.len() {
             file.set_len(size_bytes)?;
         }
-        Ok(Self { path: path.to_owned(), file, size_bytes, is_torn: false })
+        Ok(Self { path: path.to_owned(), file, size_bytes, is_torn: false, is_aside: false })
     }
 
     pub(super) fn size_bytes(&self) -> u64 {
@@ -91,15 +93,25 @@ impl Journal {
         self.file.sync_data()
     }
 
-    /// Moves it aside and begins a new one, unless one is aside already: that one is to be done with first.
+    /// Moves it aside and begins a new one, unless one is aside already: that one is to be done with first. What fails
+    /// half-way is gone on with by the next call; until then nobody may take the one aside for done with.
     pub(super) fn rotate(&mut self, aside: &Path) -> io::Result<()> {
-        if aside.exists() {
-            return Ok(());
+        if !aside.exists() {
+            self.move_aside(aside)?;
         }
+        if self.is_aside {
+            *self = Self { is_aside: true, ..Self::open(&self.path)? };
+            sync_parent(&self.path)?;
+            self.is_aside = false;
+        }
+        Ok(())
+    }
+
+    fn move_aside(&mut self, aside: &Path) -> io::Result<()> {
         self.sync()?;
         std::fs::rename(&self.path, aside)?;
-        *self = Self::open(&self.path)?;
-        sync_parent(&self.path)
+        self.is_aside = true;
+        Ok(())
     }
 }
 
@@ -253,6 +265,20 @@ mod tests {
     }
 
     #[test]
+    fn a_write_that_failed_half_way_does_not_eat_the_next_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("journal");
+        let content =
+            |size_bytes| Change::Content(Digest::of(Algorithm::Sha256, b"x"), size_bytes, Timestamp::from_millis(9));
+        let mut journal = Journal::open(&path).unwrap();
+        journal.write([content(1)].iter()).unwrap();
+        journal.file.write_all(b"0123 {").unwrap();
+        journal.is_torn = true;
+        journal.write([content(2)].iter()).unwrap();
+        assert_eq!(sizes(&path), (vec![1, 2], 1));
+    }
+
+    #[test]
     fn an_end_of_zeros_is_cut_off() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("journal");
@@ -262,6 +288,25 @@ mod tests {
         File::options().write(true).open(&path).unwrap().set_len(size_bytes + 100_000).unwrap();
         assert_eq!(Journal::open(&path).unwrap().size_bytes(), size_bytes);
         assert_eq!(sizes(&path), (vec![7], 0));
+    }
+
+    #[test]
+    fn goes_on_with_a_rotation_that_failed_half_way() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, aside) = (directory.path().join("journal"), directory.path().join("journal.old"));
+        let content =
+            |size_bytes| Change::Content(Digest::of(Algorithm::Sha256, b"x"), size_bytes, Timestamp::from_millis(9));
+        let mut journal = Journal::open(&path).unwrap();
+        journal.write([content(1)].iter()).unwrap();
+        journal.move_aside(&aside).unwrap();
+        journal.write([content(2)].iter()).unwrap();
+        assert_eq!((sizes(&aside), sizes(&path)), ((vec![1, 2], 0), (vec![], 0)), "in the order of both");
+        journal.rotate(&aside).unwrap();
+        journal.write([content(3)].iter()).unwrap();
+        assert_eq!((sizes(&aside), sizes(&path)), ((vec![1, 2], 0), (vec![3], 0)));
+        std::fs::remove_file(&aside).unwrap();
+        journal.rotate(&aside).unwrap();
+        assert_eq!((sizes(&aside), sizes(&path)), ((vec![3], 0), (vec![], 0)));
     }
 
     #[test]

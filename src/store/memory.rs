@@ -1,7 +1,5 @@
 //! The memory tier: manifests and small blobs whole, and open handles of hot files.
 
-use std::fs::File;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,6 +7,7 @@ use moka::sync::Cache;
 
 use crate::oci::Digest;
 use crate::oci::MediaType;
+use crate::piece::HeldFile;
 
 /// Larger blobs are served from their files; manifests of any size are kept.
 pub(super) const SMALL_BLOB_BYTES: u64 = 64 * 1024;
@@ -28,7 +27,7 @@ pub(super) struct Small {
 
 pub(super) struct Memory {
     small: Cache<Digest, Small>,
-    files: Cache<Digest, Arc<File>>,
+    files: Cache<Digest, HeldFile>,
 }
 
 impl Memory {
@@ -49,11 +48,11 @@ impl Memory {
         self.small.insert(*digest, small);
     }
 
-    pub(super) fn file(&self, digest: &Digest) -> Option<Arc<File>> {
+    pub(super) fn file(&self, digest: &Digest) -> Option<HeldFile> {
         self.files.get(digest)
     }
 
-    pub(super) fn keep_file(&self, digest: &Digest, file: Arc<File>) {
+    pub(super) fn keep_file(&self, digest: &Digest, file: HeldFile) {
         self.files.insert(*digest, file);
     }
 

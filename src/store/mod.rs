@@ -17,9 +17,14 @@
 //!   catalog: it is visible → its lines in the journal (one fsync for all that wait) → the spool's own name goes, and whoever
 //!   published is told. A crash before the second name leaves a spool, which a start keeps for a resume or removes. A crash
 //!   between it and the journal leaves a file with both names: the start takes the one under `blobs/` away again, so that
-//!   no byte is there that nobody counts, and the spool can be resumed.
+//!   no byte is there that nobody counts, and the spool can be resumed. Without hard links, a mark in the spool directory
+//!   (fsync of the directory) goes before a rename, and does the same for the start. What is published while the store
+//!   closes keeps both names, too.
+//! - *Content is replaced* that the disk failed to give: the new spool as above, in the place of the old file. The journal
+//!   says already that it is here; a crash in between leaves a name without a file, which is noticed when it is opened.
 //! - *Content goes*: catalog: nobody finds it any more → its line in the journal (fsync) → the file goes → its room is free. A start
-//!   finishes what the journal says to be gone.
+//!   finishes what the journal says to be gone. The line is queued before anybody else can change this content: coming
+//!   and going of one digest are told in the order in which they happened.
 //! - *A grant, or a tag that moves*: catalog → journal (fsync) → whoever said it is told. That a tag still points where it did is
 //!   written without a sync: a crash may forget it.
 //! - *A use*: catalog → the index, within a minute. It is in the snapshot too.
@@ -44,7 +49,8 @@
 //! then pass through.
 //!
 //! **A pin** (`pins`) lists digests, here or not; it is a file of its own, synced before anybody is told that it holds. What
-//! is pinned is never chosen to give way and does not count as room that can be made; a pin that would not fit beside the
+//! is pinned is never chosen to give way, not even when the pin comes while eviction is at work, and does not count as room
+//! that can be made; a pin that would not fit beside the
 //! others is refused before anything is written.
 //!
 //! **A purge** (`purge`) takes back the rights of who is purged, to the manifests and to all that they name, and then removes
@@ -56,6 +62,10 @@
 //! (`rot`), bounded in number, age and bytes, and is absent from then on: the next pull fetches it. Bytes that change under
 //! an intact seal, as on a rotting disk, are found by the scrub in the background (`scrub`) and by `verify`, which also works
 //! on files that another process has open; `verifying` runs it inside of an open store, one at a time.
+//!
+//! **What cannot be read** is no proof of rot: the disk may recover. Content that a read failed on, wherever its bytes were
+//! on their way, is suspected from then on (`rot`): it is hashed before it is served again. When that works it is trusted as
+//! before; while it does not, whoever asks fetches it, and the new copy takes the place of the old one. Offline it is an error.
 //!
 //! **A disk in trouble** (`health`) is noticed by the work that fails: new content is then passed through by whoever asked,
 //! what is here is served, and every two seconds a small file is written until that works again. What can neither be read
@@ -97,6 +107,8 @@ mod tags;
 mod tests;
 #[cfg(test)]
 mod tests_of_keeping;
+#[cfg(test)]
+mod tests_of_order;
 mod verify;
 mod verifying;
 mod writer;
@@ -123,6 +135,7 @@ use self::parking::Parking;
 use self::pins::Pins;
 use self::rights::Fact;
 use self::rot::Quarantine;
+use self::rot::Suspects;
 use self::space::Space;
 use self::verifying::LastVerification;
 use self::writer::Writer;
@@ -163,6 +176,7 @@ struct Inner {
     parking: Parking,
     pins: Pins,
     quarantine: Quarantine,
+    suspects: Suspects,
     space: Arc<Space>,
     verification: LastVerification,
     writer: Writer,
@@ -202,6 +216,7 @@ impl Store {
             parking,
             pins,
             quarantine: Quarantine::open(&engine, &space),
+            suspects: Suspects::default(),
             memory: Memory::new(options.memory_cache_bytes),
             writer: Writer::start(
                 engine.clone(),
@@ -250,8 +265,7 @@ impl Store {
         size_bytes: Option<u64>,
         owner: &Repository,
     ) -> Result<Spool, BeginError> {
-        let (inner, digest, owner) = (self.inner.clone(), *digest, owner.clone());
-        blocking(move || content::begin(&inner, &digest, size_bytes, &owner)).await
+        content::begin(&self.inner, digest, size_bytes, owner).await
     }
 
     /// How much of a download that this repository gave up is parked.
@@ -297,7 +311,13 @@ impl Store {
         self.inner.catalog.media_type(digest).is_some()
     }
 
-    /// Takes out content that proved unreadable, so that it is fetched again; `false` when the disk does not let go of it.
+    /// The disk failed to give this content to a reader: it is hashed before it is served again, and a new copy that is
+    /// published takes its place.
+    pub fn distrust(&self, digest: &Digest) {
+        self.inner.distrust(digest);
+    }
+
+    /// Takes out content, whatever holds it; `false` when the disk does not let go of it.
     pub async fn forget(&self, digest: &Digest) -> bool {
         let (inner, digest) = (self.inner.clone(), *digest);
         let is_out = blocking(move || {

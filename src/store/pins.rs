@@ -206,9 +206,10 @@ impl Pins {
         self.state().pins.get(target).cloned()
     }
 
-    /// Whether some pin holds this content.
-    pub(super) fn holds(&self, digest: &Digest) -> bool {
-        self.state().held.contains_key(digest)
+    /// Does this to content that no pin holds; a pin that comes meanwhile waits, and finds it done.
+    pub(super) fn unless_held<R>(&self, digest: &Digest, action: impl FnOnce() -> Option<R>) -> Option<R> {
+        let state = self.state();
+        if state.held.contains_key(digest) { None } else { action() }
     }
 
     /// All that some pin holds.

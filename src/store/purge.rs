@@ -140,12 +140,16 @@ pub(super) fn purge(inner: &Inner, target: &PurgeTarget) -> Purged {
         }
     }
     let digests: Vec<Digest> = going.iter().map(|(digest, _)| *digest).collect();
-    content::forget(inner, &digests);
+    content::forget_loose(inner, &digests);
     for (digest, size_bytes) in going {
-        match inner.catalog.size_bytes(&digest) {
-            None => purged.removed.push((digest, size_bytes)),
-            Some(_) => purged.kept.push(Kept { digest, size_bytes, by: vec![Holder::Disk] }),
+        if inner.catalog.size_bytes(&digest).is_none() {
+            purged.removed.push((digest, size_bytes));
+            continue;
         }
+        // Pinned since the first look, or the disk keeps it.
+        let pinned = inner.pins.holders().remove(&digest).unwrap_or_default();
+        let by = if pinned.is_empty() { vec![Holder::Disk] } else { pinned.into_iter().map(Holder::Pin).collect() };
+        purged.kept.push(Kept { digest, size_bytes, by });
     }
     inner.memory.let_go();
     purged

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::piece::FileRange;
+use crate::piece::HeldFile;
 use crate::piece::Piece;
 use crate::piece::Residency;
 
@@ -52,7 +53,7 @@ pub struct Reader {
 #[derive(Debug)]
 enum Source {
     Memory(Bytes),
-    File { file: Arc<File>, rest: Range<u64> },
+    File { file: HeldFile, rest: Range<u64> },
     Spool(Follower),
 }
 
@@ -61,7 +62,7 @@ impl Reader {
         Self { source: Source::Memory(bytes) }
     }
 
-    pub(super) fn of_file(file: Arc<File>, range: Range<u64>) -> Self {
+    pub(super) fn of_file(file: HeldFile, range: Range<u64>) -> Self {
         Self { source: Source::File { file, rest: range } }
     }
 
@@ -88,7 +89,7 @@ impl Reader {
                     Ok(place) => place,
                     Err(error) => return Some(Err(error)),
                 };
-                let piece = next_piece(&file, range).await;
+                let piece = next_piece(&file.into(), range).await;
                 if let Ok(piece) = &piece {
                     follower.advance(piece.size_bytes());
                 }
@@ -109,7 +110,7 @@ impl Reader {
 
 /// At least one byte from the start of a non-empty range: as a part of the file when that can be sent without waiting for
 /// the disk, else read off-thread.
-async fn next_piece(file: &Arc<File>, range: Range<u64>) -> Result<Piece, ReadError> {
+async fn next_piece(file: &HeldFile, range: Range<u64>) -> Result<Piece, ReadError> {
     let end = range.end.min(range.start.saturating_add(PIECE_BYTES));
     let next = FileRange::new(file.clone(), range.start..end);
     if next.size_bytes() < SMALL_PIECE_BYTES {

@@ -150,7 +150,7 @@ async fn scrub(store: &Weak<Inner>, digest: &Digest, rate: u64) -> Option<Verdic
             return Some(Verdict::Gone);
         }
         Err(error) => {
-            inner.space.health().read_failed(&error);
+            inner.read_failed(digest, &error);
             return Some(Verdict::Unreadable);
         }
     };
@@ -162,7 +162,7 @@ async fn scrub(store: &Weak<Inner>, digest: &Digest, rate: u64) -> Option<Verdic
             Ok(false) => Verdict::Rotten,
             Err(error) => {
                 tracing::warn!(%digest, %error, "stored content cannot be read");
-                store.upgrade()?.space.health().read_failed(&error);
+                store.upgrade()?.read_failed(digest, &error);
                 Verdict::Unreadable
             }
         }

@@ -1,7 +1,6 @@
 //! Room: what is stored, what is promised to downloads, and when something has to go.
 
 use std::sync::Arc;
-use std::sync::Condvar;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
@@ -32,7 +31,7 @@ pub(super) struct Space {
     used: Mutex<Used>,
     pressure: Notify,
     health: Arc<Health>,
-    released: Condvar,
+    released: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -72,7 +71,7 @@ impl Space {
             used: Mutex::default(),
             pressure: Notify::new(),
             health: Arc::new(Health::new(metrics)),
-            released: Condvar::new(),
+            released: Notify::new(),
         })
     }
 
@@ -127,20 +126,38 @@ impl Space {
     pub(super) fn release(&self, bytes: u64) {
         let mut used = self.used();
         used.stored_bytes = used.stored_bytes.saturating_sub(bytes);
-        self.released.notify_all();
+        drop(used);
+        self.released.notify_waiters();
     }
 
-    /// Waits until no more is stored than the budget allows; not when that would take long. Blocks.
+    /// Waits until no more is stored than the budget allows; not when that would take long. Holds no thread: eviction
+    /// needs one.
     ///
     /// Whoever downloads asks this first: so what is stored exceeds the budget by what was in flight at most.
-    pub(super) fn wait_until_within(&self) -> Result<(), BeginError> {
-        let is_over = |used: &mut Used| used.stored_bytes > self.max_bytes;
-        let waited = self.released.wait_timeout_while(self.used(), ROOM_TIMEOUT, is_over);
-        let used = waited.unwrap_or_else(PoisonError::into_inner).0;
-        match used.stored_bytes.saturating_sub(self.max_bytes) {
+    pub(super) async fn wait_until_within(&self) -> Result<(), BeginError> {
+        // Whether it comes in time or not, what counts is what is stored by then.
+        let _ = tokio::time::timeout(ROOM_TIMEOUT, self.within()).await;
+        match self.surplus_bytes() {
             0 => Ok(()),
             wanted_bytes => Err(BeginError::NoRoom { wanted_bytes, available_bytes: 0 }),
         }
+    }
+
+    async fn within(&self) {
+        loop {
+            let mut released = std::pin::pin!(self.released.notified());
+            // What is released from here on wakes it.
+            released.as_mut().enable();
+            if self.surplus_bytes() == 0 {
+                return;
+            }
+            released.await;
+        }
+    }
+
+    /// How much more is stored than the budget allows.
+    fn surplus_bytes(&self) -> u64 {
+        self.used().stored_bytes.saturating_sub(self.max_bytes)
     }
 
     /// Sets how much of what is stored is pinned.
@@ -267,6 +284,7 @@ impl Drop for Reservation {
 mod tests {
     use super::*;
     use crate::store::Amount;
+    use futures_util::FutureExt as _;
 
     fn space(max_bytes: u64) -> (tempfile::TempDir, Arc<Space>) {
         let directory = tempfile::tempdir().unwrap();
@@ -289,6 +307,25 @@ mod tests {
         drop(reservation);
         space.reserve(100).unwrap().convert(100);
         assert_eq!((space.stored_bytes(), space.reserved_bytes(), space.excess_bytes()), (100, 0, 0));
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_room_holds_no_thread() {
+        let (_directory, space) = space(100);
+        space.adopt(130);
+        let mut waiting = std::pin::pin!(space.wait_until_within());
+        assert!(waiting.as_mut().now_or_never().is_none());
+        space.release(20);
+        assert!(waiting.as_mut().now_or_never().is_none(), "still too much");
+        space.release(10);
+        assert!(waiting.as_mut().now_or_never().unwrap().is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_does_not_come_in_time_passes_through() {
+        let (_directory, space) = space(100);
+        space.adopt(130);
+        assert!(matches!(space.wait_until_within().await, Err(BeginError::NoRoom { wanted_bytes: 30, .. })));
     }
 
     #[test]

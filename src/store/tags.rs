@@ -98,7 +98,15 @@ impl Tags {
         is_news
     }
 
-    /// Sets a record as it was written, unless a later one is known.
+    /// Sets a record, the next after what is known: moves may share a millisecond, and clocks are set back. `false` when it
+    /// was known.
+    pub(super) fn set(&self, repository: &Repository, tag: &Tag, record: &Arc<TagRecord>) -> bool {
+        let mut tags = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let before = tags.entry(repository.clone()).or_default().insert(tag.clone(), record.clone());
+        before.is_none_or(|before| before != *record)
+    }
+
+    /// Sets a record that was written at some time, unless a later one is known.
     pub(super) fn restore(&self, repository: &Repository, tag: &Tag, record: Arc<TagRecord>) -> bool {
         let mut tags = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let known = tags.entry(repository.clone()).or_default();

@@ -14,15 +14,17 @@ use crate::oci::Repository;
 use crate::oci::Verified;
 
 use super::Amount;
+use super::BeginError;
 use super::Document;
 use super::Options;
 use super::Proof;
 use super::ReadError;
 use super::Reader;
+use super::Spool;
 use super::Standing;
 use super::Store;
 
-fn open(path: &Path, max_bytes: u64) -> Store {
+pub(super) fn open(path: &Path, max_bytes: u64) -> Store {
     let options = Options {
         path: path.to_owned(),
         max_size: Amount::Bytes(max_bytes),
@@ -32,12 +34,12 @@ fn open(path: &Path, max_bytes: u64) -> Store {
     Store::open(&options, Metrics::disabled()).unwrap()
 }
 
-fn content(seed: u8, size_bytes: usize) -> (Digest, Bytes) {
+pub(super) fn content(seed: u8, size_bytes: usize) -> (Digest, Bytes) {
     let bytes: Vec<u8> = (0..=250).cycle().take(size_bytes).map(|byte: u8| byte ^ seed).collect();
     (Digest::of(Algorithm::Sha256, &bytes), bytes.into())
 }
 
-fn repository() -> Repository {
+pub(super) fn repository() -> Repository {
     Repository { registry: "a.io".parse().unwrap(), name: "x/y".parse().unwrap() }
 }
 
@@ -45,13 +47,24 @@ fn other_repository() -> Repository {
     Repository { registry: "b.io".parse().unwrap(), name: "other".parse().unwrap() }
 }
 
-async fn put(store: &Store, seed: u8, size_bytes: usize) -> Digest {
+pub(super) async fn put(store: &Store, seed: u8, size_bytes: usize) -> Digest {
     let (digest, bytes) = content(seed, size_bytes);
-    let spool = store.begin(&digest, Some(bytes.len() as u64), &repository()).await.unwrap();
+    let spool = begin(store, &digest, bytes.len() as u64, &repository()).await;
     spool.lane(0).write(vec![bytes]).await.unwrap();
     let (nobody, proof) = (other_repository(), Proof::Confirmed);
     store.publish(spool.finish().await.unwrap(), &nobody, &proof).await.unwrap();
     digest
+}
+
+/// Begins, where there is room sooner or later: eviction may be slow here.
+pub(super) async fn begin(store: &Store, digest: &Digest, size_bytes: u64, owner: &Repository) -> Spool {
+    let mut tries = 60;
+    loop {
+        match store.begin(digest, Some(size_bytes), owner).await {
+            Err(BeginError::NoRoom { available_bytes: 0, .. }) if tries > 0 => tries -= 1,
+            begun => return begun.unwrap(),
+        }
+    }
 }
 
 async fn read_all(mut reader: Reader) -> Result<Vec<u8>, ReadError> {
@@ -105,7 +118,7 @@ async fn what_goes_in_comes_out_also_after_a_restart() {
 }
 
 /// The lock of the directory goes with the last handle: tests wait for it.
-async fn reopened(path: &Path) -> Store {
+pub(super) async fn reopened(path: &Path) -> Store {
     let path = path.to_owned();
     loop {
         let options = Options {

@@ -33,6 +33,7 @@ use super::Scrub;
 use super::Standing;
 use super::Store;
 use super::Timestamp;
+use super::tests::begin;
 
 const BLOB_BYTES: usize = 100_000;
 
@@ -69,7 +70,7 @@ async fn put(store: &Store, seed: u8, owner: &str) -> Digest {
 async fn put_sized(store: &Store, seed: u8, size_bytes: usize, owner: &str) -> Digest {
     let (bytes, owner) = (bytes_of(seed, size_bytes), repository(owner));
     let digest = Digest::of(Algorithm::Sha256, &bytes);
-    let spool = store.begin(&digest, Some(bytes.len() as u64), &owner).await.unwrap();
+    let spool = begin(store, &digest, bytes.len() as u64, &owner).await;
     spool.lane(0).write(vec![bytes]).await.unwrap();
     store.publish(spool.finish().await.unwrap(), &owner, &Proof::Content { account: None }).await.unwrap();
     digest

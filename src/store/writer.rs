@@ -55,6 +55,15 @@ struct Message {
     is_last: bool,
 }
 
+impl Message {
+    /// Nobody writes it down: a file that was just published keeps its name as a spool, by which the next start finds it.
+    fn leave(self) {
+        if let Some(spool) = self.spool {
+            spool.leave();
+        }
+    }
+}
+
 /// Tells when changes have become durable.
 #[derive(Debug)]
 pub(super) struct Receipt(Option<oneshot::Receiver<bool>>);
@@ -93,9 +102,17 @@ impl Writer {
         let (done, receipt) = oneshot::channel();
         let message = Message { changes, spool, done: Some(done), is_last: false };
         match self.queue() {
-            Some(queue) if queue.blocking_send(message).is_ok() => Receipt(Some(receipt)),
-            Some(_) => ended(),
-            None => Receipt(None),
+            Some(queue) => match queue.blocking_send(message) {
+                Ok(()) => Receipt(Some(receipt)),
+                Err(unsent) => {
+                    unsent.0.leave();
+                    ended()
+                }
+            },
+            None => {
+                message.leave();
+                Receipt(None)
+            }
         }
     }
 
@@ -180,7 +197,12 @@ impl Thread {
             let is_last = batch.iter().any(|message| message.is_last);
             is_synced = self.write(&mut batch);
             if is_last {
-                return self.finish();
+                let is_kept = self.finish();
+                queue.close();
+                while let Ok(late) = queue.try_recv() {
+                    late.leave();
+                }
+                return is_kept;
             }
             if self.journal.size_bytes() > SNAPSHOT_AFTER_BYTES || self.is_lossy {
                 self.begin_snapshot();
@@ -191,13 +213,20 @@ impl Thread {
         false
     }
 
+    /// What a sync that failed was about may be lost, whatever later ones say: a snapshot makes up for it.
+    fn sync(&mut self) -> bool {
+        let is_synced = report("sync the journal", self.journal.sync()).is_some();
+        self.is_lossy |= !is_synced;
+        is_synced
+    }
+
     /// Nothing stays unsynced while there is nothing else to do.
-    fn next(&self, queue: &mut mpsc::Receiver<Message>, is_synced: &mut bool) -> Option<Message> {
+    fn next(&mut self, queue: &mut mpsc::Receiver<Message>, is_synced: &mut bool) -> Option<Message> {
         if let Ok(message) = queue.try_recv() {
             return Some(message);
         }
         if !std::mem::replace(is_synced, true) {
-            report("sync the journal", self.journal.sync());
+            self.sync();
         }
         queue.blocking_recv()
     }
@@ -207,7 +236,7 @@ impl Thread {
         let changes = batch.iter().flat_map(|message| &message.changes);
         let is_written = report("write the journal", self.journal.write(changes)).is_some();
         let is_awaited = batch.iter().any(|message| message.done.is_some());
-        let is_durable = is_written && is_awaited && report("sync the journal", self.journal.sync()).is_some();
+        let is_durable = is_written && is_awaited && self.sync();
         self.is_lossy |= !is_written;
         for Message { changes, spool, done, .. } in batch.drain(..) {
             drop(spool);

@@ -16,6 +16,7 @@ mod support;
 mod admin;
 mod api;
 mod auth;
+mod bad_sectors;
 mod basics;
 mod client_certificates;
 mod clients;

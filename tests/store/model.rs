@@ -2,8 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::collections::HashMap;
+use std::collections::HashSet;
 use std::path::Path;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
+use std::time::Instant;
 
 use bytes::Bytes;
 use forebay::metrics::Metrics;
@@ -15,12 +19,18 @@ use forebay::store::Amount;
 use forebay::store::Content;
 use forebay::store::OpenError;
 use forebay::store::Options;
+use forebay::store::Pin;
+use forebay::store::PinMember;
+use forebay::store::PinTarget;
 use forebay::store::Standing;
 use forebay::store::Store;
+use forebay::store::Timestamp;
 
 use crate::Random;
 
 const SIZES: [usize; 8] = [0, 1, 300, 5000, 64 * 1024, 64 * 1024 + 1, 150_000, 300_000];
+/// For the report of a test; nothing depends on it.
+static LONGEST_START_MS: AtomicU64 = AtomicU64::new(0);
 /// What stands in a data directory.
 const OURS: [&str; 12] = [
     "blobs",
@@ -65,6 +75,26 @@ pub(crate) fn tag(number: u64) -> Tag {
     format!("t{number}").parse().unwrap()
 }
 
+/// What rounds that went well amount to.
+pub(crate) fn report(rounds: u64, of: &str) {
+    let longest_ms = LONGEST_START_MS.load(Ordering::Relaxed);
+    println!("{rounds} {of}: no wrong body, nothing acknowledged is lost, no litter; longest start {longest_ms} ms");
+}
+
+pub(crate) fn pin_of(id: u64) -> Pin {
+    let (digest, size_bytes) = (digest_of(id), bytes_of(id).len() as u64);
+    Pin {
+        target: PinTarget::Content(digest),
+        platforms: Vec::new(),
+        referrers: false,
+        pinned_at: Timestamp::now(),
+        root: digest,
+        sources: vec![repository(0)],
+        members: vec![PinMember { digest, size_bytes, is_manifest: false }],
+        leaving: Vec::new(),
+    }
+}
+
 /// Opens a store; waits while the process before, or its threads, still have it.
 pub(crate) async fn open(path: &Path, max_bytes: u64) -> Store {
     let options = Options {
@@ -74,8 +104,13 @@ pub(crate) async fn open(path: &Path, max_bytes: u64) -> Store {
         memory_cache_bytes: 1 << 20,
     };
     loop {
+        let began = Instant::now();
         match Store::open(&options, Metrics::disabled()) {
-            Ok(store) => return store,
+            Ok(store) => {
+                let took_ms = u64::try_from(began.elapsed().as_millis()).unwrap();
+                LONGEST_START_MS.fetch_max(took_ms, Ordering::Relaxed);
+                return store;
+            }
             Err(OpenError::Locked { .. }) => tokio::time::sleep(Duration::from_millis(5)).await,
             Err(error) => panic!("{error}"),
         }
@@ -104,8 +139,12 @@ enum Blob {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Model {
     blobs: HashMap<u64, Blob>,
+    /// Repositories that may not serve a blob any more.
+    revoked: HashSet<(u64, u64)>,
     /// Where a tag points; unsure ones are not here.
     tags: HashMap<u64, Option<u64>>,
+    /// Whether a blob is pinned; unsure ones are not here.
+    pins: HashMap<u64, bool>,
 }
 
 impl Model {
@@ -114,14 +153,24 @@ impl Model {
         let words: Vec<&str> = line.split(' ').collect();
         let number = |at: usize| words[at].parse::<u64>().unwrap();
         match words[0] {
-            "put?" | "forget?" => drop(self.blobs.insert(number(1), Blob::Unsure)),
+            "put?" | "forget?" => self.unsure(number(1)),
             "put" => drop(self.blobs.insert(number(1), Blob::Here([number(2)].into()))),
             "forget" => drop(self.blobs.insert(number(1), Blob::Gone)),
+            "grant?" => drop(self.revoked.remove(&(number(1), number(2)))),
             "grant" => {
                 if let Some(Blob::Here(repositories)) = self.blobs.get_mut(&number(1)) {
                     repositories.insert(number(2));
                 }
             }
+            "revoke?" => {
+                if let Some(Blob::Here(repositories)) = self.blobs.get_mut(&number(1)) {
+                    repositories.remove(&number(2));
+                }
+            }
+            "revoke" => drop(self.revoked.insert((number(1), number(2)))),
+            "pin?" => drop(self.pins.remove(&number(1))),
+            "pin" => drop(self.pins.insert(number(1), true)),
+            "unpin" => drop(self.pins.insert(number(1), false)),
             "tag?" => drop(self.tags.remove(&number(1))),
             "tag" => drop(self.tags.insert(number(1), Some(number(2)))),
             "untag" => drop(self.tags.insert(number(1), None)),
@@ -134,10 +183,20 @@ impl Model {
         let words: Vec<&str> = line.split(' ').collect();
         let number = || words[1].parse::<u64>().unwrap();
         match words[0].trim_end_matches('?') {
-            "put" | "forget" => drop(self.blobs.insert(number(), Blob::Unsure)),
+            "put" | "forget" => self.unsure(number()),
             "tag" | "untag" => drop(self.tags.remove(&number())),
+            "pin" | "unpin" => drop(self.pins.remove(&number())),
+            "grant" | "revoke" => {
+                self.hear(&line.replacen(words[0], "grant?", 1));
+                self.hear(&line.replacen(words[0], "revoke?", 1));
+            }
             _ => {}
         }
+    }
+
+    fn unsure(&mut self, id: u64) {
+        self.blobs.insert(id, Blob::Unsure);
+        self.revoked.retain(|(of, _)| *of != id);
     }
 
     /// Asserts that the store knows all that was acknowledged.
@@ -159,6 +218,13 @@ impl Model {
                     }
                 }
             }
+        }
+        for &(id, number) in &self.revoked {
+            let standing = store.standing(&repository(number), &digest_of(id));
+            assert_ne!(standing, Standing::Granted, "the grant of {id} to {number} is back");
+        }
+        for (&id, &is_pinned) in &self.pins {
+            assert_eq!(store.pin_of(&pin_of(id).target).is_some(), is_pinned, "the pin of {id}");
         }
         for (&number, &id) in &self.tags {
             let found = store.tag(&repository(0), &tag(number)).map(|record| record.digest);

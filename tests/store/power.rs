@@ -12,6 +12,7 @@ use crate::Random;
 use crate::model::Model;
 use crate::model::assert_tidy;
 use crate::model::open;
+use crate::model::report;
 use crate::rounds;
 use crate::worker::Worker;
 use crate::worker::only;
@@ -113,4 +114,5 @@ async fn cut_power_on(disks: &str, kind: &str) {
     }
     worker.kill();
     must("umount", &[&live]);
+    report(rounds(ROUNDS, 2), &format!("power cuts on {kind}"));
 }

@@ -23,6 +23,7 @@ use crate::model::REPOSITORIES;
 use crate::model::bytes_of;
 use crate::model::digest_of;
 use crate::model::open;
+use crate::model::pin_of;
 use crate::model::read;
 use crate::model::repository;
 use crate::model::tag;
@@ -135,12 +136,14 @@ impl Task {
         loop {
             let id = self.task * 1000 + self.random.below(BLOBS);
             let to = self.random.below(REPOSITORIES);
-            match self.random.below(12) {
+            match self.random.below(15) {
                 0..=4 => self.put(id, to).await,
                 5 | 6 => self.grant(id, to).await,
                 7 => self.forget(id).await,
                 8 | 9 => self.point(id).await,
                 10 => self.give_up(id, &repository(to)).await,
+                11 => self.revoke(id, to).await,
+                12 | 13 => self.pin(id).await,
                 _ => self.get(id).await,
             }
         }
@@ -157,16 +160,36 @@ impl Task {
             let until = (from as usize + 100_000).min(bytes.len());
             spool.lane(from).write(vec![bytes.slice(from as usize..until)]).await.unwrap();
         }
-        let proof = Proof::Content { account: (to == 1).then(|| "me".into()) };
+        let proof = Proof::Content { account: (to < 3).then(|| "me".into()) };
         self.store.publish(spool.finish().await.unwrap(), &owner, &proof).await.unwrap();
         say(&format!("put {id} {to}"));
     }
 
     async fn grant(&mut self, id: u64, to: u64) {
         let (digest, owner) = (digest_of(id), repository(to));
+        say(&format!("grant? {id} {to}"));
         self.store.grant(&owner, &digest, &Proof::Confirmed).await;
         if self.store.standing(&owner, &digest) == Standing::Granted {
             say(&format!("grant {id} {to}"));
+        }
+    }
+
+    async fn revoke(&mut self, id: u64, from: u64) {
+        let (digest, owner) = (digest_of(id), repository(from));
+        say(&format!("revoke? {id} {from}"));
+        self.store.revoke(&owner, &digest).await;
+        if self.store.standing(&owner, &digest) == Standing::Ungranted {
+            say(&format!("revoke {id} {from}"));
+        }
+    }
+
+    async fn pin(&mut self, id: u64) {
+        say(&format!("pin? {id}"));
+        if self.random.below(3) == 0 {
+            self.store.unpin(&pin_of(id).target).await.unwrap();
+            say(&format!("unpin {id}"));
+        } else if self.store.pin(pin_of(id)).await.is_ok() {
+            say(&format!("pin {id}"));
         }
     }
 

@@ -108,7 +108,7 @@ impl FsEngine {
     /// The one way to a visible blob: sync, second name, sync of the directory. The proof names it.
     ///
     /// The spool keeps its name as well, until it is dropped: as long as a file has both, a start can tell that the
-    /// publication was not noted yet. A file system without second names has to make do with a rename.
+    /// publication was not noted yet. On a file system without second names it is renamed, and an empty file stands for it.
     pub(crate) fn publish(&self, spool: &mut SpoolFile, proof: &Verified) -> io::Result<()> {
         let (directory, path) = (self.layout.fan_out(proof.digest()), self.layout.blob(proof.digest()));
         let is_new = !directory.is_dir();
@@ -127,8 +127,7 @@ impl FsEngine {
             linked => linked,
         };
         if linked.is_err() {
-            fs::rename(&spool.path, &path)?;
-            spool.is_litter = false;
+            move_to(spool, &path)?;
         }
         let mut synced = sync_directory(&directory);
         if is_new {
@@ -153,6 +152,11 @@ impl FsEngine {
     /// Removes a published blob; nothing to do when there is none.
     pub(crate) fn remove(&self, digest: &Digest) -> io::Result<()> {
         ignore_absent(fs::remove_file(self.layout.blob(digest)))
+    }
+
+    /// Whether the blob of this digest is this file.
+    pub(crate) fn is_current(&self, digest: &Digest, file: &File) -> io::Result<bool> {
+        quarantine::is_same(&self.layout.blob(digest), file)
     }
 
     /// Moves a rotten blob out of the way, if the file of that name still is this one.
@@ -260,6 +264,13 @@ impl Listed {
     }
 }
 
+impl SpoolFile {
+    /// Leaves it where it is, for the next start.
+    pub(crate) fn leave(mut self) {
+        self.is_litter = false;
+    }
+}
+
 impl Drop for SpoolFile {
     fn drop(&mut self) {
         if self.is_litter
@@ -268,6 +279,19 @@ impl Drop for SpoolFile {
             tracing::warn!(path = %self.path.display(), %error, "a spool could not be removed; the next start sweeps it");
         }
     }
+}
+
+/// Renames a spool to a blob. The name of what stands for it is durable before.
+pub(super) fn move_to(spool: &mut SpoolFile, path: &Path) -> io::Result<()> {
+    let moved = Layout::moved(&spool.path);
+    File::create(&moved)?;
+    let renamed = spool.path.parent().map_or(Ok(()), sync_directory).and_then(|()| fs::rename(&spool.path, path));
+    if renamed.is_err() {
+        let _ = fs::remove_file(&moved);
+        return renamed;
+    }
+    spool.path = moved;
+    Ok(())
 }
 
 fn take_lock(layout: &Layout) -> Result<File, OpenError> {

@@ -12,6 +12,8 @@ pub(super) const ALGORITHMS: [Algorithm; 2] = [Algorithm::Sha256, Algorithm::Sha
 
 /// The ending of a spool that nobody writes.
 pub(super) const PARKED: &str = "parked";
+/// The ending of what stands for a spool that was renamed to a blob.
+pub(super) const MOVED: &str = "moved";
 /// Enough of a repository's hash that two of them never meet.
 const OWNER_DIGITS: usize = 32;
 
@@ -96,6 +98,14 @@ impl Layout {
     /// `spool/<algorithm>-<hex>.<owner>.parked`
     pub(super) fn parked(&self, stem: &SpoolStem) -> PathBuf {
         self.spools().join(format!("{stem}.{PARKED}"))
+    }
+
+    /// `spool/<algorithm>-<hex>.<owner>.<serial>.moved`
+    pub(super) fn moved(spool: &Path) -> PathBuf {
+        let mut name = spool.as_os_str().to_owned();
+        name.push(".");
+        name.push(MOVED);
+        name.into()
     }
 
     pub(super) fn pins(&self) -> PathBuf {

@@ -1,6 +1,7 @@
 //! Small files that are replaced whole, each in one piece: a reader finds the old one or the new one.
 //!
-//! A record is one line, `<crc32 of the rest> <text>`. One that is damaged is set aside and costs only itself.
+//! A record is one line, `<crc32 of the rest> <text>`. One that is damaged is set aside and costs only itself, and so does
+//! one that cannot be read.
 #![expect(clippy::disallowed_methods, reason = "records are files of the store")]
 
 use std::fs;
@@ -40,9 +41,13 @@ impl Records {
             let path = entry?.path();
             match path.extension().and_then(|ending| ending.to_str()) {
                 Some(UNFINISHED) => ignore_absent(fs::remove_file(&path))?,
-                Some(ENDING) => match read(&path)? {
-                    Some(text) => texts.push(text),
-                    None => set_aside(&path)?,
+                Some(ENDING) => match read(&path) {
+                    Ok(Some(text)) => texts.push(text),
+                    Ok(None) => set_aside(&path)?,
+                    // The next start may be able to.
+                    Err(error) => {
+                        tracing::error!(path = %path.display(), %error, "a record cannot be read; what it says does not hold");
+                    }
                 },
                 _ => {}
             }
@@ -112,6 +117,7 @@ mod tests {
         let mut bytes = fs::read(records.path("b", ENDING)).unwrap();
         bytes[10] ^= 1;
         fs::write(records.path("b", ENDING), bytes).unwrap();
+        fs::create_dir(records.path("e", ENDING)).unwrap();
         assert_eq!(records.load().unwrap(), ["three"]);
         assert!(records.path("b", DAMAGED).exists() && !records.path("d", UNFINISHED).exists());
         assert_eq!(records.load().unwrap(), ["three"]);

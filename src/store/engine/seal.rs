@@ -22,7 +22,9 @@ pub(in crate::store) enum Condition {
     Sound,
     /// Somebody may have written to it: only its hash tells.
     Suspect,
-    /// Unlinked, or of another length.
+    /// Nothing has this name any more: it was removed, or another file has taken its place.
+    Unlinked,
+    /// Of another length.
     Wrong,
 }
 
@@ -57,7 +59,10 @@ impl FsEngine {
     /// How an open file of published content stands. Asks no disk.
     pub(in crate::store) fn condition(&self, file: &File, size_bytes: u64) -> io::Result<Condition> {
         let stat = rustix::fs::fstat(file)?;
-        if stat.st_nlink == 0 || u64::try_from(stat.st_size) != Ok(size_bytes) {
+        if stat.st_nlink == 0 {
+            return Ok(Condition::Unlinked);
+        }
+        if u64::try_from(stat.st_size) != Ok(size_bytes) {
             return Ok(Condition::Wrong);
         }
         let is_sound = is_sealed(&stat) || !self.has_seals();

@@ -18,6 +18,7 @@ use rustix::fs::SeekFrom;
 use super::fs::FsEngine;
 use super::fs::SpoolFile;
 use super::fs::ignore_absent;
+use super::layout::MOVED;
 use super::layout::PARKED;
 use super::layout::SpoolStem;
 use crate::oci::Digest;
@@ -41,7 +42,7 @@ pub(crate) struct Parked {
 
 impl FsEngine {
     /// Takes stock of the spools of an earlier run: keeps what can be resumed, removes the rest. A spool that is a blob as
-    /// well was just being published: when that was not noted, it is as if it had not begun.
+    /// well, or was moved there, was just being published: when that was not noted, it is as if it had not begun.
     pub(crate) fn take_stock(&self, is_known: impl Fn(&Digest) -> bool) -> io::Result<Vec<Parked>> {
         let mut kept: Vec<Parked> = Vec::new();
         for entry in fs::read_dir(self.layout().spools())? {
@@ -72,6 +73,12 @@ impl FsEngine {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let Some((stem, ending)) = SpoolStem::parse(&name) else { return Ok(None) };
         let parked_path = self.layout().parked(&stem);
+        if ending.ends_with(MOVED) {
+            if !is_known(stem.digest()) {
+                self.remove(stem.digest())?;
+            }
+            return Ok(None);
+        }
         let file = File::options().read(true).write(true).open(path)?;
         if file.metadata()?.nlink() > 1 {
             if is_known(stem.digest()) {
@@ -142,8 +149,30 @@ fn certain_prefix(file: &File) -> io::Result<u64> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::fs::move_to;
     use super::*;
+    use crate::oci::Algorithm;
     use std::os::unix::fs::FileExt;
+
+    /// As on a file system without hard links, killed before or after the publication was noted.
+    #[test]
+    fn what_was_moved_and_not_noted_is_taken_away() {
+        let directory = tempfile::tempdir().unwrap();
+        let engine = FsEngine::open(directory.path()).unwrap();
+        let owner = Repository { registry: "a.io".parse().unwrap(), name: "x".parse().unwrap() };
+        for is_noted in [false, true] {
+            let digest = Digest::of(Algorithm::Sha256, b"x");
+            let mut spool = engine.create_spool(&digest, &owner).unwrap();
+            spool.file.write_all_at(b"x", 0).unwrap();
+            fs::create_dir_all(engine.layout().fan_out(&digest)).unwrap();
+            move_to(&mut spool, &engine.layout().blob(&digest)).unwrap();
+            assert!(engine.open_blob(&digest).unwrap().is_some());
+            spool.leave();
+            assert!(engine.take_stock(|_| is_noted).unwrap().is_empty());
+            assert_eq!(engine.open_blob(&digest).unwrap().is_some(), is_noted);
+            assert_eq!(fs::read_dir(engine.layout().spools()).unwrap().count(), 0, "noted: {is_noted}");
+        }
+    }
 
     #[test]
     fn a_prefix_ends_before_the_first_hole() {
