@@ -5,7 +5,7 @@
 //! ```text
 //! serve ─ registry ─ pull ─┬─ store      files, index, room
 //!                          └─ upstream   registries, tokens, redirects
-//!      └─ access    who asks, and what he may read
+//!      └─ access    who asks, and what they may read
 //!            oci, metrics, piece below all of them
 //! ```
 //!

@@ -1,4 +1,4 @@
-//! Who asks, and what he may read.
+//! Who asks, and what they may read.
 //!
 //! What it is for: telling the clients of the registry port apart by what they show (a password, a token, a certificate that
 //! TLS has verified), and deciding by rules which repositories each may read.
@@ -7,7 +7,7 @@
 //! counts where there is one, and is wrong or right; else the certificate's name; else the client is `anonymous`, where that
 //! is allowed. A password that was right or wrong before is so at once; else it waits for its turn with bcrypt, which runs
 //! beside the asynchronous threads, a few at a time. The client that comes out of this is asked once more when the
-//! repository is known: without rules he may read everything, with rules what one of them allows.
+//! repository is known: without rules it may read everything, with rules what one of them allows.
 //!
 //! What it promises: a wrong password takes the same time for every name; guesses cost no more than a part of the
 //! processors, and neither slow down nor push out those who are known already; tokens are compared in constant time; all of
@@ -192,7 +192,7 @@ impl Clients {
         self
     }
 
-    /// Finds out who asks, by his certificate and the value of his `Authorization` header. A header that nothing here could
+    /// Finds out who asks, by its certificate and the value of its `Authorization` header. A header that nothing here could
     /// check is not looked at.
     pub async fn identify(
         self: &Arc<Self>,
@@ -226,7 +226,7 @@ impl Clients {
         self.passwords.is_some() || self.tokens.is_some()
     }
 
-    /// The client, when the password is his, or a token of his: most engines can send nothing else. A token is told at once.
+    /// The client, when the password is its own, or a token of its own: most engines can send nothing else. A token is told at once.
     async fn log_in(
         self: &Arc<Self>,
         checks: &Checks,

@@ -53,7 +53,7 @@ fn is_name(text: &str) -> bool {
 }
 
 /// Which clients are meant. Those without credentials are meant only where `anonymous` is written out: `*` is everybody
-/// who has shown who he is.
+/// that has shown who it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientPattern(Box<str>);
 

@@ -76,7 +76,7 @@ fn refused(key: &str, path: &Path, problem: &str) -> Error {
     Error::Refused { key: format!("clients.{key} = {path:?}"), problem: problem.to_owned() }
 }
 
-/// Reads `[clients]`, where it is written. Nobody could ever get in without any way to show who he is: that is a mistake.
+/// Reads `[clients]`, where it is written. Nobody could ever get in without any way to show who it is: that is a mistake.
 pub(super) fn read(
     mut section: Section,
     has_certificates: bool,

@@ -82,7 +82,7 @@ impl Service {
     }
 
     /// Answers to these clients from the next request on; `None` is everybody. Who was known before stays so, as far as
-    /// nothing about him has changed.
+    /// nothing about them has changed.
     pub fn admit(&self, clients: Option<Clients>) {
         let now = self.0.world.load_full();
         let clients = clients.map(|clients| match &now.clients {
