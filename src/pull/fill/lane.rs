@@ -5,13 +5,11 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::Semaphore;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use tokio::time::timeout_at;
 
 use crate::oci::Digest;
 use crate::oci::Repository;
@@ -31,12 +29,6 @@ use super::Broken;
 const WINDOW_BYTES: usize = 4 * 1024 * 1024;
 /// Most chunks written at once.
 const BATCH_CHUNKS: usize = 64;
-/// Less is not worth a trip to a blocking thread and waking every reader, unless no more comes in time.
-const BATCH_BYTES: usize = 512 * 1024;
-/// How long a batch waits for more.
-const LINGER: Duration = Duration::from_millis(2);
-/// The first bytes of a lane wait for nothing: somebody may want just these.
-const EAGER_BYTES: u64 = 256 * 1024;
 
 /// What all lanes of a download have in common.
 #[derive(Debug)]
@@ -238,12 +230,8 @@ async fn pump(
     let write = async move {
         let mut batch = Vec::with_capacity(BATCH_CHUNKS);
         let mut outcome = Ok::<_, WriteError>(());
-        while outcome.is_ok() {
-            let is_eager = lane.position() < course.start() + EAGER_BYTES;
-            let written = gather(&mut receiver, &mut batch, if is_eager { Duration::ZERO } else { LINGER }).await;
-            if written == 0 {
-                break;
-            }
+        while outcome.is_ok() && receiver.recv_many(&mut batch, BATCH_CHUNKS).await > 0 {
+            let written: usize = batch.iter().map(|chunk| weight(chunk) as usize).sum();
             outcome = lane.write(std::mem::take(&mut batch)).await;
             course.position.store(lane.position(), Ordering::Relaxed);
             plan.brought_bytes.fetch_add(written as u64, Ordering::Relaxed);
@@ -255,19 +243,6 @@ async fn pump(
     let (received, written) = tokio::join!(receive, write);
     written?;
     Ok(received?)
-}
-
-/// Takes what has come, and waits a little for more when that is not much. Returns its weight: 0 at the end.
-async fn gather(receiver: &mut mpsc::Receiver<Bytes>, batch: &mut Vec<Bytes>, linger: Duration) -> usize {
-    receiver.recv_many(batch, BATCH_CHUNKS).await;
-    let mut weighs: usize = batch.iter().map(|chunk| weight(chunk) as usize).sum();
-    let until = Instant::now() + linger;
-    while !linger.is_zero() && !batch.is_empty() && batch.len() < BATCH_CHUNKS && weighs < BATCH_BYTES {
-        let Ok(Some(chunk)) = timeout_at(until, receiver.recv()).await else { break };
-        weighs += weight(&chunk) as usize;
-        batch.push(chunk);
-    }
-    weighs
 }
 
 /// What a chunk takes of the window.
