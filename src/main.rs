@@ -103,7 +103,7 @@ fn serve(arguments: &cli::serve::Arguments) -> anyhow::Result<()> {
     })?;
     install_tls()?;
     // Before any thread. Huge pages make the allocator's sparse arenas dense: measured, an idle process takes 43 MiB with
-    // them and 3 MiB without, and is no slower. Where they cannot be refused it works as well.
+    // them and 3 MiB without. Where they cannot be refused it works as well.
     let _ = rustix::thread::disable_transparent_huge_pages(true);
     // As many workers as processors. Measured: one runtime is as fast as one a processor with a listener each, and
     // downloads and answers share what one of them leaves idle.
